@@ -1,0 +1,132 @@
+"""Write a checkpoint in gmcli's own layout: one safetensors file, configuration, tokenizer, model card."""
+
+import json
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from safetensors import safe_open
+
+from gmcli import __version__
+from gmcli.checkpoints.load import DTYPES, Source, check_checkpoint, read_tensors
+from gmcli.checkpoints.locate import OWN_FORMAT, CheckpointFiles, fingerprint, read_tokenizer
+from gmcli.errors import EnvironmentProblem, UsageError
+from gmcli.model.config import MoraConfig
+
+_TYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+}
+
+
+def convert(source: CheckpointFiles, destination: Path, dtype: str = "keep") -> int:
+    """Convert a checkpoint of either layout; return the number of tensors written.
+
+    dtype: "keep" stores every tensor as it is; "fp32", "bf16" or "fp16" casts all. One tensor at a time is in memory.
+    The destination must not exist. It appears whole or not at all.
+    Raises CheckpointError where the source does not fit the model, EnvironmentProblem where writing fails.
+    """
+    if destination.exists():
+        raise UsageError(f"{destination}: exists already", "Name a folder that does not exist yet.")
+    config, sources = check_checkpoint(source)
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as work:
+            folder = Path(work) / "checkpoint"
+            folder.mkdir()
+            with (folder / "model.safetensors").open("wb") as file:
+                _write_safetensors(file, sources, DTYPES.get(dtype))
+                file.flush()
+                os.fsync(file.fileno())
+            write_config(folder, config)
+            shutil.copyfile(source.tokenizer, folder / "tokenizer.model")
+            added = read_tokenizer(source).added
+            _write_json(folder / "added_tokens.json", dict(sorted(added.items(), key=lambda item: item[1])))
+            (folder / "README.md").write_text(_model_card(source, config, sources, dtype), encoding="utf-8")
+            folder.rename(destination)
+    except OSError as error:
+        raise EnvironmentProblem(f"{destination}: cannot be written ({error.strerror})") from None
+    return len(sources)
+
+
+def write_config(folder: Path, config: MoraConfig) -> None:
+    """Write config.json of our own layout."""
+    _write_json(folder / "config.json", {"format": OWN_FORMAT, **config.to_json()})
+
+
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_safetensors(file: BinaryIO, sources: Mapping[str, Source], dtype: torch.dtype | None) -> None:
+    """Write tensors one after another; the library's own writer would hold all of a 28 GB checkpoint in memory.
+
+    Source: safetensors README, "Format".
+    """
+    types = _stored_types(sources)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name in sorted(sources):
+        kind = dtype or types[name]
+        size = torch.Size(sources[name].shape).numel() * kind.itemsize
+        header[name] = {
+            "dtype": _TYPE_NAMES[kind],
+            "shape": list(sources[name].shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    file.write(struct.pack("<Q", len(encoded)) + encoded)
+    for name, tensor in _in_order(sources):
+        data = tensor.to(dtype or types[name]).reshape(-1).contiguous()
+        file.write(memoryview(data.view(torch.uint8).numpy()))
+
+
+def _stored_types(sources: Mapping[str, Source]) -> dict[str, torch.dtype]:
+    return {name: tensor.dtype for name, tensor in _in_order(sources)}
+
+
+def _in_order(sources: Mapping[str, Source]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield tensors by our names, sorted; lazily, so that files larger than memory pass through."""
+    opened: dict[Path, object] = {}
+    for name in sorted(sources):
+        file = sources[name].file
+        if file not in opened:
+            opened[file] = safe_open(file, framework="pt") if file.suffix == ".safetensors" else dict(read_tensors(file))
+        yield name, _get(opened[file], sources[name].key)
+
+
+def _get(opened: object, key: str) -> torch.Tensor:
+    if isinstance(opened, dict):
+        found: torch.Tensor = opened[key]
+        return found
+    return opened.get_tensor(key)  # type: ignore[attr-defined,no-any-return]
+
+
+def _model_card(source: CheckpointFiles, config: MoraConfig, sources: Mapping[str, Source], dtype: str) -> str:
+    tower = f", vision tower `{source.vision_tower.path.name}`" if source.vision_tower else ""
+    window = f"{config.localizer_bins} time bins" if config.localizer_bins else "none: every frame is inside the window"
+    kept = "as stored" if dtype == "keep" else dtype
+    return f"""# {source.path.name}, converted for gmcli
+
+| | |
+|---|---|
+| converted from | `{source.ref}`{tower} |
+| fingerprint of the source | `{fingerprint(source)}` |
+| converted by | gmcli {__version__} |
+| tensors | {len(sources)}, {kept} |
+| language model | {config.llm.num_hidden_layers} layers, hidden size {config.llm.hidden_size}, vocabulary {config.llm.vocab_size} |
+| SAM image encoder | {config.sam.depth} layers, width {config.sam.embed_dim}, {config.sam.image_size} px |
+| visual tokens | {config.visual_tokens} |
+| localizer | {window} |
+
+The licence is that of the source; conversion changes names and layout only, nothing was trained.
+"""

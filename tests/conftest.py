@@ -1,0 +1,52 @@
+"""Share fixtures: goldens of the original classes, and the shipped checkpoint in both layouts."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+# A test may never wait for a hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+GOLDENS = Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(scope="session")
+def facts() -> dict[str, Any]:
+    return json.loads((GOLDENS / "model_facts.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, Any]]:
+    from safetensors.torch import load_file
+
+    return lambda name: load_file(GOLDENS / f"{name}.safetensors")
+
+
+@pytest.fixture(scope="session")
+def golden_frames() -> list[np.ndarray]:
+    from PIL import Image
+
+    return [np.array(Image.open(GOLDENS / f"frames/frame_{i}.png")) for i in range(4)]
+
+
+@pytest.fixture(scope="session")
+def checkpoint():
+    """The shipped checkpoint: the weights that the goldens were made with."""
+    from gmcli.checkpoints.load import load_checkpoint
+
+    return load_checkpoint("demo")
+
+
+@pytest.fixture(scope="session")
+def original_folder(tmp_path_factory, checkpoint) -> Path:
+    """The shipped checkpoint written back in the original Hugging Face layout: two .bin shards, mixed dtypes."""
+    from tests.original_layout import write_original_layout
+
+    folder = tmp_path_factory.mktemp("original")
+    write_original_layout(folder, checkpoint)
+    return folder / "tiny-mora"
