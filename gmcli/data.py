@@ -1,6 +1,5 @@
 """Hold the values that travel between the rooms: tasks in, results out. No torch, no I/O."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,8 +74,8 @@ class ItemResult:
 
     `frames` are frame numbers in the video's own numbering, `names` the file stems of their masks, `masks` one Rle a
     frame (dense: an empty Rle for "nothing"). `span` is the window found by [LOC], or the whole clip. `score` is the mean
-    predicted IoU of SAM over the masked frames, None without a target. `seconds` says how long each stage took.
-    `error` is set where, and only where, `status` is "failed".
+    predicted IoU of SAM over the masked frames, None without a target. `error` is set where, and only where, `status` is
+    "failed".
     """
 
     video_id: str
@@ -88,5 +87,4 @@ class ItemResult:
     masks: tuple[Rle, ...] = ()
     span: TemporalSpan | None = None
     score: float | None = None
-    seconds: Mapping[str, float] | None = None
     error: str | None = None

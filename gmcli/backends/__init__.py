@@ -1,0 +1,1 @@
+"""Run the model's components as engine recipes say."""

@@ -48,7 +48,7 @@ def convert(source: CheckpointFiles, destination: Path, dtype: str = "keep") -> 
             write_config(folder, config)
             shutil.copyfile(source.tokenizer, folder / "tokenizer.model")
             added = read_tokenizer(source).added
-            _write_json(folder / "added_tokens.json", dict(sorted(added.items(), key=lambda item: item[1])))
+            _write_json(folder / "added_tokens.json", {token: i for i, token in sorted((i, t) for t, i in added.items())})
             (folder / "README.md").write_text(_model_card(source, config, sources, dtype), encoding="utf-8")
             folder.rename(destination)
     except OSError as error:
@@ -87,7 +87,7 @@ def _write_safetensors(file: BinaryIO, sources: Mapping[str, Source], dtype: tor
     file.write(struct.pack("<Q", len(encoded)) + encoded)
     for name, tensor in _in_order(sources):
         data = tensor.to(dtype or types[name]).reshape(-1).contiguous()
-        file.write(memoryview(data.view(torch.uint8).numpy()))
+        file.write(data.view(torch.uint8).numpy().data)
 
 
 def _stored_types(sources: Mapping[str, Source]) -> dict[str, torch.dtype]:
@@ -100,7 +100,9 @@ def _in_order(sources: Mapping[str, Source]) -> Iterator[tuple[str, torch.Tensor
     for name in sorted(sources):
         file = sources[name].file
         if file not in opened:
-            opened[file] = safe_open(file, framework="pt") if file.suffix == ".safetensors" else dict(read_tensors(file))
+            opened[file] = (
+                safe_open(file, framework="pt") if file.suffix == ".safetensors" else dict(read_tensors(file))
+            )
         yield name, _get(opened[file], sources[name].key)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPVisionConfig
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from gmcli.checkpoints.keys import original_config, original_to_own, tower_to_own
 from gmcli.checkpoints.locate import CheckpointFiles, VisionTowerFiles, locate_checkpoint, read_tokenizer
@@ -139,20 +140,17 @@ def clip_sizes(tower: VisionTowerFiles, config: Mapping[str, Any]) -> ClipSizes:
 
 def choose_attention(wanted: str, device: torch.device, dtype: str) -> str:
     """Choose transformers' attention: flash-attn where it is installed and the device and dtype can, SDPA otherwise."""
-    from transformers.utils import is_flash_attn_2_available
-
     can = device.type == "cuda" and dtype in ("bf16", "fp16")
     if wanted == "auto":
         return "flash_attention_2" if can and is_flash_attn_2_available() else "sdpa"
     if wanted == "flash_attention_2":
         if not can:
             raise EnvironmentProblem(
-                f"flash-attn needs a CUDA device and bf16 or fp16, not {device.type} and {dtype}", "Use --attention sdpa."
+                f"flash-attn needs a CUDA device and bf16 or fp16, not {device.type} and {dtype}",
+                "Use --attention sdpa.",
             )
         if not is_flash_attn_2_available():
-            raise EnvironmentProblem(
-                "flash-attn is not installed", "pip install 'gmcli[flash]' --no-build-isolation"
-            )
+            raise EnvironmentProblem("flash-attn is not installed", "pip install 'gmcli[flash]' --no-build-isolation")
     return wanted
 
 

@@ -1,0 +1,1 @@
+"""Spread videos over worker processes."""

@@ -49,7 +49,7 @@ class Prefix:
 def embed(model: Mora, ids: Sequence[int]) -> torch.Tensor:
     """Embed token ids. Returns [1,N,H]."""
     table = model.language_model.get_input_embeddings()
-    embeddings: torch.Tensor = table(torch.tensor([ids], device=table.weight.device))
+    embeddings: torch.Tensor = table(torch.tensor([ids], device=model.language_model.device))
     return embeddings
 
 

@@ -44,7 +44,7 @@ class Mora(nn.Module):
         """
         tower = self.vision_tower
         layers = tower.encoder.layers
-        hidden = tower.pre_layrnorm(tower.embeddings(pixels))
+        hidden: torch.Tensor = tower.pre_layrnorm(tower.embeddings(pixels))
         for layer in layers[: len(layers) + 1 + self.config.clip.select_layer]:
             hidden = layer(hidden, attention_mask=None)
         return hidden[:, 1:]
@@ -97,7 +97,7 @@ def llama_config(config: MoraConfig, attention: str) -> LlamaConfig:
         rms_norm_eps=sizes.rms_norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": sizes.rope_theta},
         tie_word_embeddings=False,
-        attn_implementation=attention,
+        attn_implementation=attention,  # type: ignore[call-arg]
     )
 
 
@@ -113,7 +113,7 @@ def clip_config(config: MoraConfig, attention: str) -> CLIPVisionConfig:
         patch_size=sizes.patch_size,
         hidden_act=sizes.hidden_act,
         layer_norm_eps=sizes.layer_norm_eps,
-        attn_implementation=attention,
+        attn_implementation=attention,  # type: ignore[call-arg]
     )
 
 
@@ -131,7 +131,8 @@ def restore_buffers(model: Mora, device: torch.device) -> None:
     llama = model.language_model.model
     llama.rotary_emb = LlamaRotaryEmbedding(config=llama.config).to(device)
     embeddings = model.vision_tower.embeddings
-    embeddings.position_ids = torch.arange(embeddings.num_positions, device=device).expand((1, -1))
+    positions = torch.arange(embeddings.num_positions, device=device).expand((1, -1))
+    embeddings.register_buffer("position_ids", positions, persistent=False)
     left = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
     if left:
         raise AssertionError(f"still without data: {left}")

@@ -1,0 +1,23 @@
+"""gmcli convert: write a checkpoint in gmcli's own layout."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("source")
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option("--dtype", type=click.Choice(["keep", "fp32", "bf16", "fp16"]), default="keep", show_default=True)
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub name.")
+@click.option(
+    "--vision-tower", metavar="REF", help="Folder or hub name of CLIP, if config.json's is not the right one."
+)
+def convert(source: str, destination: Path, dtype: str, revision: str | None, vision_tower: str | None) -> None:
+    """Write the checkpoint SOURCE (folder or hub name) as DESTINATION: one safetensors file that needs nothing else."""
+    from gmcli.checkpoints.convert import convert
+    from gmcli.checkpoints.locate import locate_checkpoint
+
+    files = locate_checkpoint(source, revision=revision, vision_tower=vision_tower)
+    count = convert(files, destination, dtype)
+    click.echo(f"{destination}: {count} tensors")

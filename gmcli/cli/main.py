@@ -1,0 +1,56 @@
+"""Gather the commands and turn errors into messages and exit codes."""
+
+import sys
+from typing import Any
+
+import click
+
+from gmcli import __version__
+from gmcli.cli.convert import convert
+from gmcli.cli.doctor import doctor
+from gmcli.cli.infer import infer
+from gmcli.cli.status import status
+from gmcli.cli.verify import verify
+from gmcli.errors import EXIT_INTERRUPTED, GmcliError
+
+
+class Commands(click.Group):
+    """Run a command; show our own errors as a line and a hint, never as a trace."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command and turn errors into exit codes."""
+        try:
+            return super().invoke(ctx)
+        except GmcliError as error:
+            prefix = "" if getattr(error, "problems", None) else click.style("error: ", fg="red", bold=True)
+            click.echo(prefix + printable(error.message), err=True)
+            if error.hint:
+                click.echo(f"hint: {printable(error.hint)}", err=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("interrupted; run the same command again to go on", err=True)
+            sys.exit(EXIT_INTERRUPTED)
+
+
+def printable(text: str) -> str:
+    """Escape control characters: file names and questions may come from strangers."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="gmcli")
+def cli() -> None:
+    """Ask questions about motion in videos; get masks: which pixels, in which frames.
+
+    Exit codes: 0 all done, 1 bug, 2 usage, 3 bad manifest or configuration, 4 environment, 5 checkpoint or engine,
+    6 finished but some items failed, 7 another run holds the directory, 130 interrupted (resumable).
+    """
+
+
+for command in (infer, status, verify, convert, doctor):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line."""
+    cli()

@@ -1,0 +1,175 @@
+"""Hold the settings of a run: typed, checked, written down with the results."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from gmcli.errors import ConfigError
+from gmcli.resources import share_dir
+
+VISUAL_TOKENS = ("frame", "pooled", "pooled_padded")
+FORMATS = ("png", "rle")
+DTYPES = ("auto", "fp32", "bf16", "fp16")
+READERS = ("pyav", "decord")
+ATTENTIONS = ("auto", "sdpa", "flash_attention_2", "eager")
+
+# These may differ between runs into one directory: they change how masks are computed, not which.
+FREE = frozenset({"gpus", "workers", "attention", "stall_timeout_s"})
+# A folder may move; what counts is what is in it, and the checkpoint's fingerprint says that.
+_BY_FINGERPRINT = frozenset({"checkpoint", "revision", "vision_tower"})
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """Hold every setting of `gmcli infer`; configs/default.yaml explains each."""
+
+    checkpoint: str = "demo"
+    revision: str | None = None
+    vision_tower: str | None = None
+    visual_tokens: str | None = None
+    frames: int = 20
+    mask_frames: str | float = "all"
+    formats: tuple[str, ...] = ("png", "rle")
+    dtype: str = "auto"
+    reader: str = "pyav"
+    max_new_tokens: int = 64
+    gpus: str = "auto"
+    workers: int | None = None
+    attention: str = "auto"
+    questions_per_batch: int = 16
+    stall_timeout_s: int = 1800
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON values."""
+        return asdict(self) | {"formats": list(self.formats)}
+
+    def decisive(self) -> dict[str, Any]:
+        """Return the settings that decide the masks and that the checkpoint's fingerprint does not cover."""
+        return {k: v for k, v in self.to_json().items() if k not in FREE | _BY_FINGERPRINT}
+
+
+def load_config(source: str | None, overrides: Mapping[str, Any]) -> RunConfig:
+    """Read a configuration file, or one that ships with gmcli by its name, and lay overrides over it.
+
+    source: path, name such as "default", or None for the defaults. overrides: settings by name; None leaves one alone.
+    Raises ConfigError naming every wrong field with its line, or the option.
+    """
+    config = RunConfig()
+    if source is not None:
+        config = replace(config, **_read(_find(source)))
+    problems = []
+    given: dict[str, Any] = {}
+    for name, value in overrides.items():
+        if value is None:
+            continue
+        try:
+            given[name] = _CHECKS[name](value)
+        except ValueError as error:
+            problems.append(f"--{name.replace('_', '-')} {error}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    config = replace(config, **given)
+    if config.visual_tokens == "pooled_padded" and config.frames > 100:
+        raise ConfigError(f"visual_tokens pooled_padded holds at most 100 frames, not {config.frames}")
+    return config
+
+
+def _find(source: str) -> Path:
+    path = Path(source)
+    shipped = share_dir("configs") / f"{source}.yaml"
+    if path.is_file():
+        return path
+    if re.fullmatch(r"[\w.-]+", source) and shipped.is_file():
+        return shipped
+    names = ", ".join(sorted(p.stem for p in share_dir("configs").glob("*.yaml")))
+    raise ConfigError(f"{source}: no such configuration", f"Give a file, or one that ships with gmcli: {names}.")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    from gmcli.yaml_fields import plain, read_fields  # reads YAML: `gmcli --help` need not
+
+    def reader(name: str) -> Any:
+        return lambda node: _CHECKS[name](plain(node))
+
+    return read_fields(path, {f.name: reader(f.name) for f in fields(RunConfig)}, ConfigError)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise ValueError(f"must be text, not {value!r}")
+    return value
+
+
+def _optional(check: Any) -> Any:
+    return lambda value: None if value is None else check(value)
+
+
+def _choice(*choices: str) -> Any:
+    def check(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}, not {value!r}")
+        return str(value)
+
+    return check
+
+
+def _count(highest: int) -> Any:
+    def check(value: Any) -> int:
+        if type(value) is not int or not 1 <= value <= highest:
+            raise ValueError(f"must be a whole number from 1 to {highest}, not {value!r}")
+        return value
+
+    return check
+
+
+def _mask_frames(value: Any) -> str | float:
+    if value in ("all", "sampled"):
+        return str(value)
+    try:
+        fps = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        fps = float("nan")
+    if not 0 < fps <= 1000:
+        raise ValueError(f"must be all, sampled or a number of frames per second, not {value!r}")
+    return fps
+
+
+def _formats(value: Any) -> tuple[str, ...]:
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not names or any(n not in FORMATS for n in names):
+        raise ValueError(f"must name formats out of {', '.join(FORMATS)}, not {value!r}")
+    return tuple(f for f in FORMATS if f in names)
+
+
+def _gpus(value: Any) -> str:
+    if type(value) is int and value >= 0:
+        return str(value)
+    if value in ("auto", "cpu"):
+        return str(value)
+    if not isinstance(value, str) or not re.fullmatch(r"\d{1,3}(,\d{1,3})*", value):
+        raise ValueError(f'must be auto, cpu or numbers such as "0,1", not {value!r}')
+    ids = value.split(",")
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"names a GPU twice: {value!r}")
+    return value
+
+
+_CHECKS: Mapping[str, Any] = {
+    "checkpoint": _text,
+    "revision": _optional(_text),
+    "vision_tower": _optional(_text),
+    "visual_tokens": _optional(_choice(*VISUAL_TOKENS)),
+    "frames": _count(1000),
+    "mask_frames": _mask_frames,
+    "formats": _formats,
+    "dtype": _choice(*DTYPES),
+    "reader": _choice(*READERS),
+    "max_new_tokens": _count(4096),
+    "gpus": _gpus,
+    "workers": _optional(_count(64)),
+    "attention": _choice(*ATTENTIONS),
+    "questions_per_batch": _count(1024),
+    "stall_timeout_s": _count(86400),
+}

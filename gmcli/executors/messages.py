@@ -1,0 +1,82 @@
+"""Define what passes between the driver and its workers. Workers are our own processes: pickle is safe between them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from gmcli.checkpoints.locate import CheckpointFiles
+from gmcli.config import RunConfig
+from gmcli.data import ItemResult, VideoTask
+from gmcli.errors import GmcliError
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Ask for one video; `pending` are the ids of the questions that need results."""
+
+    task: VideoTask
+    pending: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSetup:
+    """Tell a worker what to load, and where."""
+
+    files: CheckpointFiles
+    config: RunConfig
+    device: str
+    dtype: str
+    threads: int
+    log_format: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Say that a worker has loaded the model; `facts` name its device and versions."""
+
+    worker: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Say that a worker cannot work at all, so that the run must end."""
+
+    error: GmcliError
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Say that so many more frames of a video have their masks."""
+
+    video: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Deliver all results of one job; `work` counts what they cost."""
+
+    job: Job
+    results: tuple[ItemResult, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+Event = Ready | Frames | Answered
+
+
+class Executor(Protocol):
+    """Work through jobs on some machines and deliver each job's results exactly once."""
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Event]:
+        """Yield events until every job is answered. Raises GmcliError where no worker can work."""
+
+    def close(self) -> None:
+        """End all workers at once; what they were doing is lost."""
+
+
+def logs_of(folder: Path, worker: int) -> Path:
+    """Return the log file of one worker."""
+    return folder / f"worker-{worker}.log"

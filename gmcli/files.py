@@ -1,0 +1,94 @@
+"""Write files so that a crash at any moment leaves the old state or the new one, never a mixture.
+
+The order is always: write to a temporary name, fsync, rename, fsync the directory. Who records that a file exists does so
+afterwards.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+TEMPORARY = ".tmp"
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_directories(path: Path) -> None:
+    """Create a directory and its parents durably."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        fsync_directory(folder.parent)
+
+
+def write_file(root: Path, name: str, content: bytes | Callable[[BinaryIO], None]) -> None:
+    """Put a file at root/name, replacing an older one. content: bytes, or a function that writes them.
+
+    Temporary names live in root/.tmp, on the same file system. Raises OSError; then the old file is untouched.
+    """
+    target = root / name
+    make_directories(target.parent)
+    temporary = _temporary(root)
+    try:
+        with temporary.open("xb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(target.parent)
+
+
+def write_folder(root: Path, name: str, files: Iterable[tuple[str, bytes]]) -> None:
+    """Put a folder of files at root/name, whole or not at all, replacing an older one."""
+    target = root / name
+    make_directories(target.parent)
+    temporary = _temporary(root)
+    temporary.mkdir()
+    try:
+        for file_name, content in files:
+            with (temporary / file_name).open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        fsync_directory(temporary)
+        if target.exists():
+            # A folder cannot be renamed over one with files in it. The ledger does not yet know of the new one, so a
+            # crash between the two renames costs the work of one question.
+            aside = _temporary(root)
+            target.rename(aside)
+            shutil.rmtree(aside)
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync_directory(target.parent)
+
+
+def clear_temporary(root: Path) -> None:
+    """Remove what a killed run left under temporary names."""
+    shutil.rmtree(root / TEMPORARY, ignore_errors=True)
+
+
+def _temporary(root: Path) -> Path:
+    folder = root / TEMPORARY
+    folder.mkdir(exist_ok=True)
+    return folder / uuid.uuid4().hex

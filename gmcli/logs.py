@@ -1,0 +1,51 @@
+"""Set logging up: text for people, JSON lines for machines."""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+
+class JsonFormatter(logging.Formatter):
+    """Write a record as one line of JSON with time, level, logger, message and, if any, the trace."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        value = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            value["trace"] = self.formatException(record.exc_info)
+        return json.dumps(value)
+
+
+class TextFormatter(logging.Formatter):
+    """Write a record as one line of text; control characters of file names and questions are escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, and the trace below it."""
+        stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
+        message = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in record.getMessage())
+        line = f"{stamp} {record.levelname.lower():7} {message}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def set_up_logging(log_format: str, file: Path | None = None, handler: logging.Handler | None = None) -> None:
+    """Send gmcli's log to stderr (or `handler`) and, where given, to a file. log_format: "text" or "json"."""
+    formatter = JsonFormatter() if log_format == "json" else TextFormatter()
+    logger = logging.getLogger("gmcli")
+    for old in logger.handlers[:]:
+        logger.removeHandler(old)
+        old.close()
+    handlers = [handler or logging.StreamHandler(sys.stderr)]
+    if file is not None:
+        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+    for each in handlers:
+        each.setFormatter(formatter)
+        logger.addHandler(each)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

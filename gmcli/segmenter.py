@@ -1,0 +1,333 @@
+"""Answer all questions of one video with masks. The whole performance story is told here.
+
+Once per video: decode, CLIP, the language model's video prefix, the SAM image encoder on the frames that some question
+wants. Once per question: its own part of the prompt, its answer, the mask decoder on its frames. Frames stream through
+in small batches and leave as RLE, so memory does not grow with the length of the video.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gmcli.backends.recipe import COMPONENTS, load_recipe
+from gmcli.checkpoints.load import Checkpoint
+from gmcli.config import RunConfig
+from gmcli.data import ItemResult, Question, Rle, TemporalSpan, VideoTask
+from gmcli.errors import ConfigError, ItemError
+from gmcli.masks.rle import empty_rle, encode_rle
+from gmcli.model.config import PADDED_TEMPORAL_TOKENS, VisualTokens
+from gmcli.model.generate import Answer, Prefix, answer_questions, prefill
+from gmcli.model.preprocess import Frame, clip_pixels, resized_size, sam_pixels
+from gmcli.model.prompt import build_prompt, tokenize_prompt
+from gmcli.model.sam import postprocess_masks
+from gmcli.video import VideoReader, frame_range, open_video, read_frames, sample_indices
+
+Progress = Callable[[int], None]
+
+
+@dataclass(slots=True)
+class Work:
+    """Count what a video cost: seconds by stage, and calls that tests compare with what should be needed."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    decoded_frames: int = 0
+    clip_frames: int = 0
+    prefixes: int = 0
+    sam_frames: int = 0
+    decoded_pairs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class VideoAnswer:
+    """Hold the results of one video's questions, and what they cost together."""
+
+    results: tuple[ItemResult, ...]
+    work: Work
+
+
+@dataclass(frozen=True, slots=True)
+class _Clip:
+    """Hold what is known of a video before any question is asked. Numbers are frame numbers of the video."""
+
+    reader: VideoReader
+    span: range
+    sampled: list[int]
+    masked: list[int]
+
+
+@dataclass(slots=True)
+class _Plan:
+    """Say which prompts one question puts to which frames, and collect its masks.
+
+    `prompts` holds one tensor [S,C] for the clip, or one for each sampled frame (layout `frame`). `source[i]` picks the
+    one for the i-th masked frame; `wanted[i]` says whether that frame lies in the question's window.
+    """
+
+    question: Question
+    answer: str
+    prompts: list[torch.Tensor]
+    source: NDArray[np.int64]
+    wanted: NDArray[np.bool_]
+    span: TemporalSpan | None
+    masks: dict[int, Rle] = field(default_factory=dict)
+    scores: list[float] = field(default_factory=list)
+
+
+class Segmenter:
+    """Hold a loaded model and the settings of a run; answer one video at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, config: RunConfig, device: torch.device | str) -> None:
+        self.checkpoint = checkpoint
+        self.model = checkpoint.model
+        self.config = config
+        self.device = torch.device(device)
+        self.dtype = next(self.model.language_model.parameters()).dtype
+        self.layout: VisualTokens = config.visual_tokens or self.model.config.visual_tokens  # type: ignore[assignment]
+        if self.layout == "pooled_padded" and config.frames > PADDED_TEMPORAL_TOKENS:
+            raise ConfigError(f"pooled_padded holds at most {PADDED_TEMPORAL_TOKENS} frames, not {config.frames}")
+        self._batch = {c: load_recipe(c).batch[self.device.type] for c in COMPONENTS}
+        self._image_pe = self.model.visual_model.dense_pe()
+
+    @torch.inference_mode()
+    def segment(
+        self, task: VideoTask, pending: Collection[str] | None = None, progress: Progress | None = None
+    ) -> VideoAnswer:
+        """Answer a video's questions.
+
+        pending: ids of the questions that need results; None means all. The language model is asked all of them all the
+        same: in another batch the last digits of its states would differ, and a resumed run must equal an undisturbed one.
+        progress: called with a number of frames each time so many have their masks.
+        A question that cannot be asked becomes a failed result; raises VideoError where the video itself is at fault.
+        """
+        work = Work()
+        with _timed(work, "decode"):
+            reader = open_video(task.video, reader=self.config.reader, fps=task.fps)  # type: ignore[arg-type]
+        with reader:
+            clip = self._clip(reader, task)
+            with _timed(work, "decode"):
+                frames = read_frames(reader, clip.sampled)
+                work.decoded_frames += len(set(clip.sampled))
+            plans, failures = self._ask(clip, frames, task.questions, work)
+            plans = [plan for plan in plans if pending is None or plan.question.id in pending]
+            keep = dict(zip(clip.sampled, frames, strict=True)) if set(clip.masked) <= set(clip.sampled) else {}
+            del frames
+            self._mask(clip, keep, plans, work, progress or (lambda count: None))
+            done = [self._result(task, clip, plan) for plan in plans]
+        order = {q.id: i for i, q in enumerate(task.questions)}
+        failed = [
+            ItemResult(task.id, question.id, "failed", error=error.message)
+            for question, error in failures
+            if pending is None or question.id in pending
+        ]
+        return VideoAnswer(tuple(sorted(done + failed, key=lambda r: order[r.question_id])), work)
+
+    # --- what the language model sees and says ---------------------------------------------------------------------
+
+    def _clip(self, reader: VideoReader, task: VideoTask) -> _Clip:
+        span = frame_range(reader.times, task.start, task.end)
+        sampled = sample_indices(span.start, span.stop, self.config.frames)
+        if self.layout == "frame":
+            # A clip shorter than the sample repeats frames; asked one by one, a repeated frame has the same answer.
+            sampled = sorted(set(sampled))
+        match self.config.mask_frames:
+            case "all":
+                masked = list(span)
+            case "sampled":
+                masked = sorted(set(sampled))
+            case fps:
+                masked = _at_rate(reader.times, span, float(fps))
+        return _Clip(reader, span, sampled, masked)
+
+    def _ask(
+        self, clip: _Clip, frames: NDArray[np.uint8], questions: Sequence[Question], work: Work
+    ) -> tuple[list[_Plan], list[tuple[Question, ItemError]]]:
+        """Put all questions to the language model over one visual prefix (one for each frame in layout `frame`)."""
+        with _timed(work, "clip"):
+            visual = self._visual(frames, work)
+        with _timed(work, "llm"):
+            config, tokenizer = self.model.config, self.checkpoint.tokenizer
+            prompts = [tokenize_prompt(build_prompt(q.text, config), tokenizer) for q in questions]
+            before = prompts[0][0]
+            room = config.llm.max_position_embeddings - self.config.max_new_tokens - len(before) - visual.shape[1]
+            failures = [
+                (q, ItemError(f"the question has {len(after)} tokens; the language model has room for {max(room, 0)}"))
+                for q, (_, after) in zip(questions, prompts, strict=True)
+                if len(after) > room
+            ]
+            asked = [(q, after) for q, (_, after) in zip(questions, prompts, strict=True) if len(after) <= room]
+            answers: list[list[Answer]] = []
+            for tokens in visual if asked else []:
+                prefix = prefill(self.model, before, tokens.unsqueeze(0))
+                work.prefixes += 1
+                answers.append(self._answers(prefix, [after for _, after in asked]))
+            plans = [self._plan(clip, question, [row[i] for row in answers]) for i, (question, _) in enumerate(asked)]
+        return plans, failures
+
+    def _visual(self, frames: NDArray[np.uint8], work: Work) -> torch.Tensor:
+        features = []
+        for start in range(0, len(frames), self._batch["clip"]):
+            pixels = clip_pixels(frames[start : start + self._batch["clip"]], self.model.config.clip.image_size)
+            features.append(self.model.clip_features(pixels.to(self.device, self.dtype)))
+            work.clip_frames += len(pixels)
+        return self.model.visual_embeddings(torch.cat(features), self.layout)
+
+    def _answers(self, prefix: Prefix, suffixes: Sequence[Sequence[int]]) -> list[Answer]:
+        size = self.config.questions_per_batch
+        answers: list[Answer] = []
+        for start in range(0, len(suffixes), size):
+            batch = suffixes[start : start + size]
+            answers += answer_questions(self.model, prefix, batch, self.checkpoint.special, self.config.max_new_tokens)
+        return answers
+
+    def _plan(self, clip: _Clip, question: Question, answers: Sequence[Answer]) -> _Plan:
+        times = clip.reader.times
+        if self.layout == "frame":
+            # Each sampled frame answered for itself; any other frame takes the answer of the nearest one in time. A
+            # single frame says nothing of time, so [LOC] is not asked.
+            source = _nearest(times[clip.masked], times[clip.sampled])
+            inside = np.ones(len(clip.span), bool)
+        else:
+            source = np.zeros(len(clip.masked), np.int64)
+            inside = self._inside(clip, answers[0])
+        prompts = [self.model.segmentation_prompts(answer.seg_hidden) for answer in answers]
+        texts = Counter(self.checkpoint.tokenizer.answer(answer.ids) for answer in answers)
+        first = clip.span.start
+        return _Plan(
+            question=question,
+            answer=texts.most_common(1)[0][0],
+            prompts=prompts,
+            source=source,
+            wanted=inside[np.array(clip.masked) - first],
+            span=_hull(inside, first),
+        )
+
+    def _inside(self, clip: _Clip, answer: Answer) -> NDArray[np.bool_]:
+        """Say for each frame of the clip whether [LOC] selects it; all of them without a [LOC] or a localizer.
+
+        Bin k stands for the k-th of K evenly spaced frames; a frame belongs to the bin that is nearest in time.
+        """
+        bins = self.model.config.localizer_bins
+        if not bins or not len(answer.loc_hidden):
+            return np.ones(len(clip.span), bool)
+        selected = torch.stack([self.model.localize(state) for state in answer.loc_hidden]).any(dim=0).cpu().numpy()
+        times = clip.reader.times
+        centres = times[sample_indices(clip.span.start, clip.span.stop, bins)]
+        return np.asarray(selected[_nearest(times[clip.span.start : clip.span.stop], centres)])
+
+    # --- masks -----------------------------------------------------------------------------------------------------
+
+    def _mask(self, clip: _Clip, keep: dict[int, Frame], plans: list[_Plan], work: Work, progress: Progress) -> None:
+        """Decode the masks of all plans, frame batch by frame batch; a frame that no plan wants is not encoded."""
+        wanted = [
+            i
+            for i in range(len(clip.masked))
+            if any(plan.wanted[i] and len(plan.prompts[plan.source[i]]) for plan in plans)
+        ]
+        numbers = [clip.masked[i] for i in wanted]
+        frames = iter([keep[n] for n in numbers]) if keep else clip.reader.frames(numbers)
+        positions = iter(wanted)
+        while batch := list(islice(positions, self._batch["sam_image_encoder"])):
+            with _timed(work, "decode"):
+                pixels = list(islice(frames, len(batch)))
+                work.decoded_frames += 0 if keep else len(pixels)
+            self._mask_batch(batch, pixels, plans, work)
+            progress(len(batch))
+        progress(len(clip.masked) - len(wanted))
+
+    def _mask_batch(self, positions: list[int], frames: list[Frame], plans: list[_Plan], work: Work) -> None:
+        sam = self.model.visual_model
+        with _timed(work, "sam_encoder"):
+            pixels = sam_pixels(frames, sam.sizes.image_size).to(self.device, self.dtype)
+            embeddings = sam.encode_images(pixels)
+            work.sam_frames += len(frames)
+        pairs = [
+            (row, plan, prompt)
+            for row, i in enumerate(positions)
+            for plan in plans
+            if plan.wanted[i]
+            for prompt in plan.prompts[plan.source[i]]
+        ]
+        with _timed(work, "sam_decoder"):
+            union: dict[tuple[int, int], NDArray[np.bool_]] = {}
+            size = self._batch["sam_mask_decoder"]
+            for start in range(0, len(pairs), size):
+                chunk = pairs[start : start + size]
+                low_res, iou = sam.decode_masks(
+                    embeddings[[row for row, _, _ in chunk]], torch.stack([p for _, _, p in chunk]), self._image_pe
+                )
+                work.decoded_pairs += len(chunk)
+                for (row, plan, _), logits, score in zip(chunk, low_res, iou[:, 0].tolist(), strict=True):
+                    mask = self._full_size(logits, frames[row].shape[:2])
+                    key = (row, id(plan))
+                    # Several [SEG] are several objects of one answer.
+                    union[key] = union[key] | mask if key in union else mask
+                    plan.scores.append(score)
+        with _timed(work, "rle"):
+            for plan in plans:
+                for row, i in enumerate(positions):
+                    if (row, id(plan)) in union:
+                        plan.masks[i] = encode_rle(union[row, id(plan)])
+
+    def _full_size(self, logits: torch.Tensor, size: tuple[int, int]) -> NDArray[np.bool_]:
+        image_size = self.model.visual_model.sizes.image_size
+        full = postprocess_masks(logits.unsqueeze(0), resized_size(size, image_size), size, image_size)
+        mask: NDArray[np.bool_] = (full[0] > 0).cpu().numpy()
+        return mask
+
+    def _result(self, task: VideoTask, clip: _Clip, plan: _Plan) -> ItemResult:
+        target = any(len(prompts) for prompts in plan.prompts)
+        score = float(np.mean(plan.scores)) if plan.scores else None
+        if score is not None and not np.isfinite(score):
+            return ItemResult(
+                task.id, plan.question.id, "failed", error="the model computed values that are not finite (NaN)"
+            )
+        nothing = empty_rle(clip.reader.size)
+        return ItemResult(
+            video_id=task.id,
+            question_id=plan.question.id,
+            status="done" if target else "no_target",
+            answer=plan.answer,
+            frames=tuple(clip.masked),
+            names=tuple(clip.reader.names[n] for n in clip.masked),
+            masks=tuple(plan.masks.get(i, nothing) for i in range(len(clip.masked))),
+            span=plan.span if target else None,
+            score=score,
+        )
+
+
+def _nearest(times: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return for each time the index of the nearest centre (the earlier one of two). centres: ascending."""
+    after = np.searchsorted(centres, times).clip(1, max(len(centres) - 1, 1))
+    if len(centres) == 1:
+        return np.zeros(len(times), np.int64)
+    before = after - 1
+    return np.where(times - centres[before] <= centres[after] - times, before, after)
+
+
+def _hull(inside: NDArray[np.bool_], first: int) -> TemporalSpan:
+    selected = np.flatnonzero(inside)
+    if not len(selected):
+        return TemporalSpan(first, first)
+    return TemporalSpan(first + int(selected[0]), first + int(selected[-1]) + 1)
+
+
+def _at_rate(times: NDArray[np.float64], span: range, fps: float) -> list[int]:
+    """Pick the frame nearest to every 1/fps seconds from the first on; each frame at most once."""
+    own = times[span.start : span.stop]
+    ticks = np.arange(own[0], own[-1] + 0.5 / fps, 1 / fps)
+    return [span.start + int(i) for i in np.unique(_nearest(ticks, own))]
+
+
+@contextmanager
+def _timed(work: Work, stage: str) -> Iterator[None]:
+    # A GPU works while Python goes on: what a stage starts there is counted where its result is first needed.
+    start = time.perf_counter()
+    yield
+    work.seconds[stage] = work.seconds.get(stage, 0.0) + time.perf_counter() - start

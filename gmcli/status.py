@@ -1,0 +1,40 @@
+"""Read how far a run is, without touching its directory."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from gmcli.ledger import RUN, is_running, read_config, read_records
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """Return state, totals and counts of a run directory.
+
+    state: "running"; "finished"; "interrupted" (by a person or a scheduler); "stopped" (killed, or never got going).
+    `questions` and `pending` are None before the first run has planned. Raises ConfigError where there is no run.
+    """
+    config = read_config(path)
+    records, damaged = read_records(path)
+    try:
+        run = json.loads((path / RUN).read_bytes())
+        totals, said = dict(run["totals"]), str(run["state"])
+    except (OSError, ValueError, KeyError, TypeError):
+        totals, said = {}, "running"
+    if is_running(path):
+        state = "running"
+    else:
+        state = said if said in ("finished", "interrupted") else "stopped"
+    statuses = Counter(record.status for record in records.values())
+    questions = totals.get("questions")
+    return {
+        "state": state,
+        "videos": totals.get("videos"),
+        "questions": questions,
+        "done": statuses["done"],
+        "no_target": statuses["no_target"],
+        "failed": statuses["failed"],
+        "pending": None if questions is None else max(questions - len(records), 0),
+        "damaged": len(damaged),
+        "checkpoint": config.get("checkpoint"),
+    }

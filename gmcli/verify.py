@@ -1,0 +1,134 @@
+"""Check every file of a run directory against the ledger, by content hash."""
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gmcli.files import write_file
+from gmcli.items import mask_folder, read_item
+from gmcli.ledger import (
+    FAILURES,
+    ITEMS,
+    LEDGER,
+    MASKS,
+    RESULTS,
+    Key,
+    Record,
+    is_running,
+    item_name,
+    read_records,
+    take_lock,
+)
+from gmcli.run import failures_content, write_results
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Say what a check found: files read, problems by question (None: of the directory as a whole), and odd files."""
+
+    files: int
+    questions: int
+    problems: tuple[tuple[Key | None, str], ...]
+    unrecorded: tuple[str, ...]
+
+
+def verify(path: Path) -> Verdict:
+    """Read every recorded file again and compare its hash; list also files that no record knows.
+
+    The summaries are compared with what the records say they should hold, unless a run is on.
+    """
+    records, damaged = read_records(path)
+    problems: list[tuple[Key | None, str]] = [(None, line) for line in damaged]
+    known: set[str] = set()
+    for record in records.values():
+        if record.status != "failed":
+            problems += [(record.key, problem) for problem in _check_item(path, record, known)]
+    if not is_running(path):
+        problems += [(None, problem) for problem in _check_summaries(path, records)]
+    present = {str(p.relative_to(path)) for top in (ITEMS, MASKS) for p in (path / top).rglob("*") if not p.is_dir()}
+    return Verdict(len(known), len(records), tuple(problems), tuple(sorted(present - known)))
+
+
+def forget_damaged(path: Path, verdict: Verdict) -> int:
+    """Take the damaged questions out of the ledger, so that the next run answers them again; return how many.
+
+    Raises RunLocked where a run is on.
+    """
+    keys = {key for key, _ in verdict.problems if key is not None}
+    with take_lock(path):
+        records, _ = read_records(path)
+        kept = [record.line() for key, record in records.items() if key not in keys]
+        write_file(path, LEDGER, b"".join(kept))
+    return len(keys)
+
+
+def _check_item(path: Path, record: Record, known: set[str]) -> Iterator[str]:
+    name = item_name(*record.key)
+    known.add(name)
+    try:
+        item, sha256 = read_item(path, *record.key)
+    except FileNotFoundError:
+        yield f"{name}: missing"
+        return
+    except (OSError, ValueError) as error:
+        yield f"{name}: cannot be read ({error})"
+        return
+    if sha256 != record.sha256:
+        yield f"{name}: content differs from what was recorded"
+        return
+    pngs: dict[str, Any] = item.get("png_sha256", {})
+    for file, wanted in pngs.items():
+        mask = f"{mask_folder(*record.key)}/{file}"
+        known.add(mask)
+        try:
+            with (path / mask).open("rb") as opened:
+                got = hashlib.file_digest(opened, "sha256").hexdigest()
+        except FileNotFoundError:
+            yield f"{mask}: missing"
+        except OSError as error:
+            yield f"{mask}: cannot be read ({error.strerror})"
+        else:
+            if got != wanted:
+                yield f"{mask}: content differs from what was recorded"
+
+
+class _Compare(io.RawIOBase):
+    """Compare what is written with what a file holds, block by block."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.equal = True
+
+    def write(self, content: Any) -> int:
+        data = bytes(content)
+        self.equal = self.equal and self._file.read(len(data)) == data
+        return len(data)
+
+
+def _check_summaries(path: Path, records: dict[Key, Record]) -> Iterator[str]:
+    """Compare results.json and failures.jsonl with the records. A run that was killed has not written them yet."""
+    if not _finished(path):
+        return
+    answered = [r.key for r in records.values() if r.status != "failed"]
+    try:
+        with (path / RESULTS).open("rb") as file:
+            compare = _Compare(file)
+            write_results(path, answered, compare)  # type: ignore[arg-type]
+            if not compare.equal or file.read(1):
+                yield f"{RESULTS}: does not hold what the recorded items hold"
+        if (path / FAILURES).read_bytes() != failures_content(list(records.values())):
+            yield f"{FAILURES}: does not hold the recorded failures"
+    except OSError as error:
+        name = Path(str(error.filename)).name
+        yield f"{RESULTS}, {FAILURES}: cannot be compared ({name}: {error.strerror})"
+
+
+def _finished(path: Path) -> bool:
+    try:
+        return bool(json.loads((path / "run.json").read_bytes())["state"] != "running")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,54 @@
+"""Read small YAML files of ours (configurations, engine recipes) into plain values, with file and line in every error."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gmcli.errors import GmcliError
+from gmcli.yaml_lines import LIST, MAPPING, Node, Problems, Stop, load_yaml
+
+MAX_BYTES = 1 << 20
+
+Read = Callable[[Node], Any]
+
+
+def read_fields(path: Path, fields: Mapping[str, Read], error: type[GmcliError]) -> dict[str, Any]:
+    """Read a YAML mapping whose every field is known; a field's reader returns its value or raises ValueError.
+
+    Returns the fields that the file has. Raises `error` with all problems, one `file:line: message` a line.
+    """
+    problems = Problems()
+    try:
+        data = path.read_bytes()
+    except OSError as failure:
+        raise error(f"{path}: cannot be read ({failure.strerror})") from None
+    if len(data) > MAX_BYTES:
+        raise error(f"{path}: larger than {MAX_BYTES >> 20} MiB, so not one of our files")
+    found: dict[str, Any] = {}
+    try:
+        node = load_yaml(data, problems)
+        if node is not None:
+            if node.kind != MAPPING:
+                problems.stop(node.line, f"must be a mapping, not {node}")
+            for name, value in node.value.items():
+                if name not in fields:
+                    problems.add(value.at, f"unknown field {name!r}; known: {', '.join(fields)}")
+                    continue
+                try:
+                    found[name] = fields[name](value)
+                except ValueError as failure:
+                    problems.add(value.at, f"'{name}' {failure}")
+    except Stop:
+        pass
+    if problems:
+        raise error("\n".join(problems.in_file_order(str(path))))
+    return found
+
+
+def plain(node: Node) -> Any:
+    """Return a node's value without its lines."""
+    if node.kind == MAPPING:
+        return {k: plain(v) for k, v in node.value.items()}
+    if node.kind == LIST:
+        return [plain(v) for v in node.value]
+    return node.value
