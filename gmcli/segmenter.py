@@ -321,7 +321,7 @@ def _hull(inside: NDArray[np.bool_], first: int) -> TemporalSpan:
 def _at_rate(times: NDArray[np.float64], span: range, fps: float) -> list[int]:
     """Pick the frame nearest to every 1/fps seconds from the first on; each frame at most once."""
     own = times[span.start : span.stop]
-    ticks = np.arange(own[0], own[-1] + 0.5 / fps, 1 / fps)
+    ticks = np.arange(own[0], own[-1] + 1e-9, 1 / fps)
     return [span.start + int(i) for i in np.unique(_nearest(ticks, own))]
 
 

@@ -50,3 +50,23 @@ def original_folder(tmp_path_factory, checkpoint) -> Path:
     folder = tmp_path_factory.mktemp("original")
     write_original_layout(folder, checkpoint)
     return folder / "tiny-mora"
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory) -> Path:
+    """A fast checkpoint in our own layout, with a localizer."""
+    from tests.small_model import write_small_checkpoint
+
+    return write_small_checkpoint(tmp_path_factory.mktemp("small") / "small")
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory) -> Path:
+    """A folder of short h264 clips: a.mp4 (12 frames), b.mp4 (20), c.mp4 (8), and frames/ (5 JPEGs)."""
+    from tests.clips import write_clip, write_frame_folder
+
+    folder = tmp_path_factory.mktemp("clips")
+    for name, frames, seed in (("a.mp4", 12, 1), ("b.mp4", 20, 2), ("c.mp4", 8, 3)):
+        write_clip(folder / name, frames, seed)
+    write_frame_folder(folder / "frames", 5)
+    return folder

@@ -1,0 +1,196 @@
+"""Open video containers and list the frames in them, without decoding."""
+
+import stat
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from gmcli.errors import VideoError
+from gmcli.video.checks import MAX_PIXELS, check_pixels
+
+# libav opens far more than videos: playlists that fetch URLs, subtitles, plain text as ANSI art. These are containers
+# that hold video, and the audio formats that deserve a better message than "not a video".
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,apng,mxf,ivf,nut,rm,dv,yuv4mpegpipe,"
+    "h264,hevc,m4v,mpegvideo,obu,vc1,wav,mp3,flac,aac"
+)
+MATROSKA_HEADER, MATROSKA_SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+COPY_AGAIN = "copy or download the file again"
+
+
+@dataclass(frozen=True, slots=True)
+class FrameIndex:
+    """List the frames of a stream in presentation order, in units of `time_base` seconds.
+
+    `pts`: [N] int64, ascending. `key_pts`, `key_dts`: [K] int64, the keyframes by ascending pts; an edit list may hide
+    a keyframe from `pts`. `entry_pts`: pts of the first keyframe in decoding order. `reliable` says whether the
+    decoder's frames can be told by pts; if not, they have to be counted by decoding.
+    """
+
+    pts: NDArray[np.int64]
+    key_pts: NDArray[np.int64]
+    key_dts: NDArray[np.int64]
+    entry_pts: int
+    time_base: Fraction
+    reliable: bool
+
+
+def open_container(path: str) -> tuple[InputContainer, VideoStream]:
+    """Open a file and choose its main video stream as ffmpeg does. Raises VideoError."""
+    head = _read_head(path)
+    try:
+        container = av.open(
+            f"file:{path}",  # else a colon in the name would be taken for a protocol
+            mode="r",
+            metadata_errors="replace",
+            container_options={"protocol_whitelist": "file", "format_whitelist": FORMATS},
+        )
+    except (av.FFmpegError, ValueError) as error:
+        raise _not_a_video(path, head) from error
+    try:
+        return container, _choose_stream(path, container)
+    except BaseException:
+        container.close()
+        raise
+
+
+class _Packet(NamedTuple):
+    """Keep what the index needs of a packet; the packets themselves would be the whole file in memory."""
+
+    pts: int | None
+    dts: int | None
+    is_keyframe: bool
+    is_shown: bool
+    is_whole: bool
+
+
+def index_frames(path: str, container: InputContainer, stream: VideoStream) -> FrameIndex:
+    """List the stream's frames by reading every packet once. Raises VideoError for a file that has lost its end."""
+    try:
+        packets = [_note(stream, packet) for packet in container.demux(stream) if not is_flush(packet)]
+    except av.FFmpegError as error:
+        raise VideoError(f"{path}: could not be read to its end ({error.strerror})", COPY_AGAIN) from error
+    _check_complete(path, container, stream, packets)
+
+    shown = [packet.pts for packet in packets if packet.is_shown]
+    pts = sorted({value for value in shown if value is not None})
+    keys = [(packet.pts, packet.dts) for packet in packets if packet.is_keyframe and packet.pts is not None]
+    # AVI stores no pts; libav makes some up, and they are wrong where frames are reordered.
+    guessed = container.format.name == "avi" and stream.codec_context.has_b_frames
+    by_pts = sorted((pts, pts if dts is None else dts) for pts, dts in keys)
+    return FrameIndex(
+        pts=np.array(pts, dtype=np.int64),
+        key_pts=np.array([pts for pts, _ in by_pts], dtype=np.int64),
+        key_dts=np.array([dts for _, dts in by_pts], dtype=np.int64),
+        entry_pts=keys[0][0] if keys else 0,
+        time_base=stream.time_base or Fraction(1),
+        reliable=bool(keys) and not guessed and len(pts) == len(shown),
+    )
+
+
+def is_flush(packet: "Packet[VideoStream]") -> bool:
+    """Tell the packet that ends demuxing, and makes the decoder give up its last frames, from an empty one."""
+    return packet.size == 0 and packet.dts is None
+
+
+def _read_head(path: str) -> bytes:
+    """Return the first bytes of a regular file that is as long as it says it is. Raises VideoError."""
+    try:
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise VideoError(f"{path}: is not a regular file")
+        with Path(path).open("rb") as file:
+            head = file.read(4096)
+    except FileNotFoundError as error:
+        raise VideoError(f"{path}: no such file", "check the path in the manifest") from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise VideoError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from error
+    if not head:
+        raise VideoError(f"{path}: is empty (0 bytes)", COPY_AGAIN)
+    promised = _promised_bytes(head)
+    if promised is not None and promised > status.st_size:
+        raise VideoError(
+            f"{path}: truncated: the container promises {promised} bytes, the file has {status.st_size}", COPY_AGAIN
+        )
+    return head
+
+
+def _promised_bytes(head: bytes) -> int | None:
+    """Return how long a Matroska or AVI file says it is; None where it does not say, as live recordings do not."""
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        size = int.from_bytes(head[4:8], "little")
+        return 8 + size if size != 0xFFFFFFFF else None
+    if head[:4] == MATROSKA_HEADER:
+        header, length = _element_size(head, 4)
+        at = 4 + length + (header or 0)
+        if head[at : at + 4] == MATROSKA_SEGMENT:
+            segment, length = _element_size(head, at + 4)
+            return None if segment is None else at + 4 + length + segment
+    return None
+
+
+def _element_size(head: bytes, at: int) -> tuple[int | None, int]:
+    """Read an EBML element's size (None: unknown) and how many bytes it takes. Source: RFC 8794, sections 4 and 6.2."""
+    length = 9 - head[at].bit_length() if at < len(head) else 9
+    unknown = (1 << 7 * length) - 1
+    value = int.from_bytes(head[at : at + length], "big") & unknown
+    return (None if value == unknown or length > 8 else value), length
+
+
+def _not_a_video(path: str, head: bytes) -> VideoError:
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        return VideoError(f"{path}: truncated or corrupt: an MP4 file whose index (moov) cannot be read", COPY_AGAIN)
+    if head[:4] in (MATROSKA_HEADER, b"RIFF"):
+        return VideoError(f"{path}: truncated or corrupt: its headers cannot be read", COPY_AGAIN)
+    return VideoError(f"{path}: is not a video in a known format")
+
+
+def _choose_stream(path: str, container: InputContainer) -> VideoStream:
+    # Cover art is a video stream of one picture.
+    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not streams:
+        raise VideoError(f"{path}: has no video stream")
+    if any(stream.codec_context is None for stream in streams):
+        raise VideoError(f"{path}: no decoder for its video codec", "re-encode the video, for instance to H.264")
+    # ffmpeg takes the largest picture; being marked as the default counts like five million pixels.
+    stream = max(streams, key=lambda s: s.width * s.height + 5_000_000 * bool(s.disposition & Disposition.default))
+    check_pixels(path, stream.height, stream.width)
+    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+    stream.codec_context.thread_type = cast(av.codec.context.ThreadType, "AUTO")
+    return stream
+
+
+def _note(stream: VideoStream, packet: "Packet[VideoStream]") -> _Packet:
+    # Empty packets are AVI's way to say "nothing new"; VP8 keeps pictures that are never shown in packets of their own.
+    hidden = packet.size == 0 or (
+        stream.codec_context.codec.canonical_name == "vp8" and not bytes(packet)[0] & 0x10  # RFC 6386, 9.1
+    )
+    return _Packet(
+        pts=packet.pts,
+        dts=packet.dts,
+        is_keyframe=packet.is_keyframe,
+        is_shown=not (hidden or packet.is_discard),
+        is_whole=not packet.is_corrupt,
+    )
+
+
+def _check_complete(path: str, container: InputContainer, stream: VideoStream, packets: list[_Packet]) -> None:
+    """Raise VideoError where the container promises more than was read; many formats promise nothing."""
+    if not any(packet.is_shown for packet in packets):
+        raise VideoError(f"{path}: its video stream holds no frames")
+    whole = sum(packet.is_whole for packet in packets)
+    if container.format.name.startswith("mov") and whole < (promised := len(stream.index_entries)):
+        raise VideoError(
+            f"{path}: truncated: the container promises {promised} frames, only {whole} are in the file", COPY_AGAIN
+        )
+    if not packets[-1].is_whole:
+        raise VideoError(f"{path}: truncated: its last frame is incomplete", COPY_AGAIN)
