@@ -50,11 +50,13 @@ class LocalExecutor:
         workers: int,
         logs: Path,
         stall_timeout_s: float,
+        worker_module: str = "gmcli.executors.worker",
     ) -> None:
         self._setup = setup
         self._slots: list[str | None] = list(gpus) if gpus is not None else [None] * workers
         self._logs = logs
         self._stall_timeout_s = stall_timeout_s
+        self._worker_module = worker_module
         self._workers: list[_Worker] = []
         self._queue: deque[Job] = deque()
         self._deaths: dict[str, int] = {}
@@ -90,7 +92,7 @@ class LocalExecutor:
             environment |= {"CUDA_VISIBLE_DEVICES": _visible(gpu), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         with theirs, logs_of(self._logs, number).open("ab") as log_file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "gmcli.executors.worker", str(theirs.fileno()), str(os.getpid())],
+                [sys.executable, "-m", self._worker_module, str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=log_file,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from gmcli.errors import VideoError
 from gmcli.video.checks import MAX_PIXELS, check_pixels
+from gmcli.video.structure import COPY_AGAIN, check_structure
 
 # libav opens far more than videos: playlists that fetch URLs, subtitles, plain text as ANSI art. These are containers
 # that hold video, and the audio formats that deserve a better message than "not a video".
@@ -23,8 +24,7 @@ FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,apng,mxf,ivf,nut,rm,dv,yuv4mpegpipe,"
     "h264,hevc,m4v,mpegvideo,obu,vc1,wav,mp3,flac,aac"
 )
-MATROSKA_HEADER, MATROSKA_SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
-COPY_AGAIN = "copy or download the file again"
+MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,53 +103,28 @@ def is_flush(packet: "Packet[VideoStream]") -> bool:
 
 
 def _read_head(path: str) -> bytes:
-    """Return the first bytes of a regular file that is as long as it says it is. Raises VideoError."""
+    """Return the first bytes of a file that looks whole from the outside. Raises VideoError."""
     try:
         status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
             raise VideoError(f"{path}: is not a regular file")
         with Path(path).open("rb") as file:
-            head = file.read(4096)
+            head = file.read(8)
+        if head:
+            check_structure(path, status.st_size)
     except FileNotFoundError as error:
         raise VideoError(f"{path}: no such file", "check the path in the manifest") from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise VideoError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from error
     if not head:
         raise VideoError(f"{path}: is empty (0 bytes)", COPY_AGAIN)
-    promised = _promised_bytes(head)
-    if promised is not None and promised > status.st_size:
-        raise VideoError(
-            f"{path}: truncated: the container promises {promised} bytes, the file has {status.st_size}", COPY_AGAIN
-        )
     return head
-
-
-def _promised_bytes(head: bytes) -> int | None:
-    """Return how long a Matroska or AVI file says it is; None where it does not say, as live recordings do not."""
-    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        size = int.from_bytes(head[4:8], "little")
-        return 8 + size if size != 0xFFFFFFFF else None
-    if head[:4] == MATROSKA_HEADER:
-        header, length = _element_size(head, 4)
-        at = 4 + length + (header or 0)
-        if head[at : at + 4] == MATROSKA_SEGMENT:
-            segment, length = _element_size(head, at + 4)
-            return None if segment is None else at + 4 + length + segment
-    return None
-
-
-def _element_size(head: bytes, at: int) -> tuple[int | None, int]:
-    """Read an EBML element's size (None: unknown) and how many bytes it takes. Source: RFC 8794, sections 4 and 6.2."""
-    length = 9 - head[at].bit_length() if at < len(head) else 9
-    unknown = (1 << 7 * length) - 1
-    value = int.from_bytes(head[at : at + length], "big") & unknown
-    return (None if value == unknown or length > 8 else value), length
 
 
 def _not_a_video(path: str, head: bytes) -> VideoError:
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
         return VideoError(f"{path}: truncated or corrupt: an MP4 file whose index (moov) cannot be read", COPY_AGAIN)
-    if head[:4] in (MATROSKA_HEADER, b"RIFF"):
+    if head[:4] in (b"\x1a\x45\xdf\xa3", b"RIFF"):
         return VideoError(f"{path}: truncated or corrupt: its headers cannot be read", COPY_AGAIN)
     return VideoError(f"{path}: is not a video in a known format")
 
@@ -187,10 +162,14 @@ def _check_complete(path: str, container: InputContainer, stream: VideoStream, p
     """Raise VideoError where the container promises more than was read; many formats promise nothing."""
     if not any(packet.is_shown for packet in packets):
         raise VideoError(f"{path}: its video stream holds no frames")
-    whole = sum(packet.is_whole for packet in packets)
-    if container.format.name.startswith("mov") and whole < (promised := len(stream.index_entries)):
+    damaged = [number for number, packet in enumerate(packets) if not packet.is_whole]
+    # MP4 and AVI have a table of all packets.
+    listed = len(stream.index_entries) if container.format.name in (MP4, "avi") else 0
+    if (whole := len(packets) - len(damaged)) < listed:
         raise VideoError(
-            f"{path}: truncated: the container promises {promised} frames, only {whole} are in the file", COPY_AGAIN
+            f"{path}: truncated or corrupt: the container promises {listed} frames, {whole} could be read", COPY_AGAIN
         )
-    if not packets[-1].is_whole:
-        raise VideoError(f"{path}: truncated: its last frame is incomplete", COPY_AGAIN)
+    if damaged:
+        raise VideoError(
+            f"{path}: truncated or corrupt: packet {damaged[0]} of {len(packets)} is incomplete", COPY_AGAIN
+        )

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from gmcli.errors import VideoError
 from gmcli.video.checks import check_indices, check_pixels
-from gmcli.video.container import COPY_AGAIN, index_frames, is_flush, open_container
+from gmcli.video.container import index_frames, is_flush, open_container
+from gmcli.video.structure import COPY_AGAIN
 
 NOTHING_FED = -(1 << 63)  # below every pts
 FALLBACK_FPS = 25.0  # ffmpeg's choice, too, for raw streams that do not tell
