@@ -67,7 +67,8 @@ def load_config(source: str | None, overrides: Mapping[str, Any]) -> RunConfig:
         try:
             given[name] = _CHECKS[name](value)
         except ValueError as error:
-            problems.append(f"--{name.replace('_', '-')} {error}")
+            option = "format" if name == "formats" else name.replace("_", "-")
+            problems.append(f"--{option} {error}")
     if problems:
         raise ConfigError("\n".join(problems))
     config = replace(config, **given)

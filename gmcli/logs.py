@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+from tqdm import tqdm
+
 
 class JsonFormatter(logging.Formatter):
     """Write a record as one line of JSON with time, level, logger, message and, if any, the trace."""
@@ -34,14 +36,21 @@ class TextFormatter(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-def set_up_logging(log_format: str, file: Path | None = None, handler: logging.Handler | None = None) -> None:
-    """Send gmcli's log to stderr (or `handler`) and, where given, to a file. log_format: "text" or "json"."""
+class _AboveTheBar(logging.Handler):
+    """Write to stderr without tearing a progress bar that may be there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def set_up_logging(log_format: str, file: Path | None = None) -> None:
+    """Send gmcli's log to stderr and, where given, to a file. log_format: "text" or "json"."""
     formatter = JsonFormatter() if log_format == "json" else TextFormatter()
     logger = logging.getLogger("gmcli")
     for old in logger.handlers[:]:
         logger.removeHandler(old)
         old.close()
-    handlers = [handler or logging.StreamHandler(sys.stderr)]
+    handlers: list[logging.Handler] = [_AboveTheBar()]
     if file is not None:
         handlers.append(logging.FileHandler(file, encoding="utf-8"))
     for each in handlers:

@@ -16,7 +16,10 @@ IDENTITY = Identity(settings={"checkpoint": "x", "frames": 20}, decisive={"frame
 
 def video_task(folder: Path, video: str, *questions: str, size: int = 1000) -> VideoTask:
     return VideoTask(
-        video, str(folder / f"{video}.mp4"), tuple(Question(q, f"Who {q}?") for q in questions or ("q0",)), size_bytes=size
+        video,
+        str(folder / f"{video}.mp4"),
+        tuple(Question(q, f"Who {q}?") for q in questions or ("q0",)),
+        size_bytes=size,
     )
 
 
@@ -70,7 +73,8 @@ class InlineExecutor:
                 raise KeyboardInterrupt
             failed = job.task.id.startswith("bad")
             results = [
-                ItemResult(job.task.id, q, "failed", error="no video") if failed else result(job, q) for q in job.pending
+                ItemResult(job.task.id, q, "failed", error="no video") if failed else result(job, q)
+                for q in job.pending
             ]
             yield Answered(job, tuple(results), {"llm": 0.5}, {"sam_frames": FRAMES})
 

@@ -147,7 +147,15 @@ def test_a_damaged_line_is_named_and_its_neighbours_live(tmp_path, task):
 
 
 @settings(max_examples=150, derandomize=True, deadline=None)
-@given(st.lists(st.one_of(st.binary(max_size=80), st.recursive(st.none() | st.text() | st.integers(), st.lists).map(lambda v: json.dumps(v).encode())), max_size=6))
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=80),
+            st.recursive(st.none() | st.text() | st.integers(), st.lists).map(lambda v: json.dumps(v).encode()),
+        ),
+        max_size=6,
+    )
+)
 def test_any_bytes_are_read_or_named(tmp_path_factory, lines):
     folder = tmp_path_factory.mktemp("l")
     (folder / "ledger.jsonl").write_bytes(b"\n".join(lines) + b"\n")

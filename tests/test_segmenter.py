@@ -220,7 +220,9 @@ def test_frame_folders_keep_their_names(small, clips):
     assert result.names == tuple(f"frame_{i:06}" for i in range(5))
 
 
-@pytest.mark.parametrize(("rate", "frames"), [(10, list(range(12))), (5.0, [0, 2, 4, 6, 8, 10]), (1, [0, 10]), (0.1, [0])])
+@pytest.mark.parametrize(
+    ("rate", "frames"), [(10, list(range(12))), (5.0, [0, 2, 4, 6, 8, 10]), (1, [0, 10]), (0.1, [0])]
+)
 def test_mask_frames_by_rate(small, clips, rate, frames):
     (result,) = segment(small, task(clips), mask_frames=rate).results
     assert list(result.frames) == frames

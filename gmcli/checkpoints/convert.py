@@ -48,7 +48,9 @@ def convert(source: CheckpointFiles, destination: Path, dtype: str = "keep") -> 
             write_config(folder, config)
             shutil.copyfile(source.tokenizer, folder / "tokenizer.model")
             added = read_tokenizer(source).added
-            _write_json(folder / "added_tokens.json", {token: i for i, token in sorted((i, t) for t, i in added.items())})
+            _write_json(
+                folder / "added_tokens.json", {token: i for i, token in sorted((i, t) for t, i in added.items())}
+            )
             (folder / "README.md").write_text(_model_card(source, config, sources, dtype), encoding="utf-8")
             folder.rename(destination)
     except OSError as error:

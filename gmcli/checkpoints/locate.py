@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gmcli.errors import CheckpointError, GmcliError
+from gmcli.errors import CheckpointError, GmcliError, UsageError
 from gmcli.model.tokenizer import Tokenizer
 from gmcli.resources import share_dir
 
@@ -54,11 +54,14 @@ def locate_checkpoint(
 
     vision_tower: overrides the folder or hub name that an original checkpoint names.
     hub: whether names that are no folder may be looked up on the hub (its cache and offline mode are respected).
-    Raises CheckpointError where files are missing or [SEG] is not in the vocabulary.
+    Raises CheckpointError where files are missing or [SEG] is not in the vocabulary, UsageError where an argument does not
+    apply.
     """
     path = _folder(ref, revision, hub)
     config = _read_json(path / "config.json")
     own = "format" in config
+    if own and vision_tower is not None:
+        raise UsageError(f"{ref}: holds its own vision tower", "Leave --vision-tower out.")
     if own and config["format"] != OWN_FORMAT:
         raise CheckpointError(
             f"{path / 'config.json'}: format {config['format']!r} is not {OWN_FORMAT!r}",
@@ -128,9 +131,9 @@ def _file_hash(path: Path) -> str:
 
 
 def _folder(ref: str, revision: str | None, hub: bool) -> Path:
-    if ref == DEMO:
-        return share_dir("checkpoints") / _DEMO_FOLDER
-    path = Path(ref)
+    path = share_dir("checkpoints") / _DEMO_FOLDER if ref == DEMO else Path(ref)
+    if revision is not None and path.is_dir():
+        raise UsageError(f"{ref}: a folder has no revision", "Leave --revision out, or give a hub name.")
     if path.is_dir():
         return path.resolve()
     if path.exists():

@@ -8,7 +8,13 @@ import click
 @click.command()
 @click.argument("source")
 @click.argument("destination", type=click.Path(path_type=Path))
-@click.option("--dtype", type=click.Choice(["keep", "fp32", "bf16", "fp16"]), default="keep", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["keep", "fp32", "bf16", "fp16"]),
+    default="keep",
+    show_default=True,
+    help="How to store the weights; keep: as they are.",
+)
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub name.")
 @click.option(
     "--vision-tower", metavar="REF", help="Folder or hub name of CLIP, if config.json's is not the right one."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gmcli.config import ATTENTIONS, DTYPES, READERS, VISUAL_TOKENS, RunConfig, load_config
-from gmcli.errors import EXIT_ITEMS_FAILED, EXIT_OK, EnvironmentProblem
+from gmcli.errors import EXIT_ITEMS_FAILED, EXIT_OK, EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +46,9 @@ if TYPE_CHECKING:
 @click.option("--redo-changed", is_flag=True, help="Answer changed questions again instead of refusing.")
 @click.option("--restart", is_flag=True, help="Throw the run directory's results away and start over.")
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; load no model, write nothing.")
-@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of all logs."
+)
 def infer(
     manifest: Path,
     output: Path | None,
@@ -73,6 +75,8 @@ def infer(
     tasks = read_manifest(manifest)[:limit]
     files = locate_checkpoint(config.checkpoint, revision=config.revision, vision_tower=config.vision_tower)
     gpus = _devices(config)
+    if gpus is not None and config.workers is not None:
+        raise UsageError("workers is for the CPU: a GPU has one worker", "Leave it out, or use --gpus cpu.")
     dtype = config.dtype if config.dtype != "auto" else ("fp32" if gpus is None else "bf16")
     identity = Identity(
         settings=config.to_json() | {"dtype": dtype},

@@ -11,7 +11,7 @@ from gmcli.cli.doctor import doctor
 from gmcli.cli.infer import infer
 from gmcli.cli.status import status
 from gmcli.cli.verify import verify
-from gmcli.errors import EXIT_INTERRUPTED, GmcliError
+from gmcli.errors import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, GmcliError
 
 
 class Commands(click.Group):
@@ -27,6 +27,12 @@ class Commands(click.Group):
             if error.hint:
                 click.echo(f"hint: {printable(error.hint)}", err=True)
             sys.exit(error.exit_code)
+        except OSError as error:
+            # Disks fill and directories close anywhere; whatever was recorded before is safe.
+            where = printable(str(error.filename or "a file"))
+            click.echo(f"error: {where}: {error.strerror or error}", err=True)
+            click.echo("hint: free space or make it accessible, then run the same command again", err=True)
+            sys.exit(EXIT_ENVIRONMENT)
         except KeyboardInterrupt:
             click.echo("interrupted; run the same command again to go on", err=True)
             sys.exit(EXIT_INTERRUPTED)

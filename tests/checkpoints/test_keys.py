@@ -74,8 +74,12 @@ def test_a_localizer_is_recognised_by_its_weights():
     [
         SamSizes(),
         SamSizes(embed_dim=768, depth=12, num_heads=12, mlp_dim=3072, global_attn_indexes=(2, 5, 8, 11)),
-        SamSizes(image_size=256, embed_dim=96, depth=5, num_heads=3, mlp_dim=200, global_attn_indexes=(0, 4), window_size=7),
-        SamSizes(image_size=128, embed_dim=64, depth=2, num_heads=4, mlp_dim=256, global_attn_indexes=(1,), window_size=4),
+        SamSizes(
+            image_size=256, embed_dim=96, depth=5, num_heads=3, mlp_dim=200, global_attn_indexes=(0, 4), window_size=7
+        ),
+        SamSizes(
+            image_size=128, embed_dim=64, depth=2, num_heads=4, mlp_dim=256, global_attn_indexes=(1,), window_size=4
+        ),
     ],
 )
 def test_sam_sizes_are_read_off_the_shapes(sizes, checkpoint):

@@ -214,6 +214,14 @@ def test_unknown_checkpoints_are_named(ref, tmp_path, monkeypatch):
         locate_checkpoint(ref)
 
 
+def test_arguments_that_do_not_apply_are_refused(original_folder):
+    for ref in (str(original_folder), "demo"):
+        with pytest.raises(UsageError, match="no revision"):
+            locate_checkpoint(ref, revision="main")
+    with pytest.raises(UsageError, match="its own vision tower"):
+        locate_checkpoint("demo", vision_tower="x")
+
+
 def test_a_missing_vision_tower_is_named(copy):
     shutil.rmtree(copy.parent / "tiny-clip")
     with pytest.raises(CheckpointError, match="vision tower was not found") as caught:

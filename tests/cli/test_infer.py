@@ -180,7 +180,7 @@ def test_manifest_errors_come_all_at_once_before_anything_loads(tmp_path, small_
         (("--gpus", "0"), 4, "no GPU 0"),
         (("--gpus", "zero"), 3, "--gpus must be"),
         (("--mask-frames", "some"), 3, "--mask-frames must be"),
-        (("--format", "gif"), 3, "--formats must name"),
+        (("--format", "gif"), 3, "--format must name"),
         (("--frames", "0"), 3, "--frames must be"),
         (("--checkpoint", "nowhere"), 5, "no such checkpoint"),
         (("--config", "nowhere"), 3, "no such configuration"),
@@ -196,7 +196,9 @@ def test_wrong_options_have_their_exit_codes(manifest, tmp_path, arguments, code
 
 
 def test_limit_takes_the_first_videos(manifest, small_folder, tmp_path):
-    result = infer(manifest, small_folder, tmp_path / "out", "--limit", "1", "--mask-frames", "sampled", "--frames", "4")
+    result = infer(
+        manifest, small_folder, tmp_path / "out", "--limit", "1", "--mask-frames", "sampled", "--frames", "4"
+    )
     assert result.exit_code == 0
     assert sorted(p.name for p in (tmp_path / "out/items").iterdir()) == ["a"]
 

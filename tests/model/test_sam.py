@@ -27,7 +27,9 @@ def test_image_embeddings_equal_the_originals(sam, golden, golden_frames):
     want = golden("sam")
     got = sam.encode_images(sam_pixels(golden_frames[:2]))
     for i in range(2):
-        torch.testing.assert_close(got[i : i + 1, :, ::4, ::4], want[f"image_embeddings_{i}_stride4"], atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            got[i : i + 1, :, ::4, ::4], want[f"image_embeddings_{i}_stride4"], atol=1e-4, rtol=0
+        )
     torch.testing.assert_close(got[:1, :8], want["image_embeddings_0_c0_7_full"], atol=1e-4, rtol=0)
 
 
