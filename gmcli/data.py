@@ -72,7 +72,7 @@ class Rle:
 class ItemResult:
     """Answer one question: the unit of completion.
 
-    `frames` are frame numbers in the video's own numbering, `names` the file stems of their masks, `masks` one Rle a
+    `finished` is False where the token limit cut the answer. `frames` are frame numbers in the video's own numbering, `names` the file stems of their masks, `masks` one Rle a
     frame (dense: an empty Rle for "nothing"). `span` is the window found by [LOC], or the whole clip. `score` is the mean
     predicted IoU of SAM over the masked frames, None without a target. `error` is set where, and only where, `status` is
     "failed".
@@ -82,6 +82,7 @@ class ItemResult:
     question_id: str
     status: Status
     answer: str | None = None
+    finished: bool = True
     frames: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
     masks: tuple[Rle, ...] = ()

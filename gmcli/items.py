@@ -56,6 +56,7 @@ def _item(result: ItemResult, question: Question, pngs: dict[str, str] | None, r
         "type": question.type,
         "status": result.status,
         "answer": result.answer,
+        "finished": result.finished,
         "span": [result.span.start, result.span.end] if result.span else None,
         # The last digits depend on the machine, and mean nothing.
         "score": None if result.score is None else round(result.score, 6),

@@ -72,6 +72,7 @@ class _Plan:
 
     question: Question
     answer: str
+    finished: bool
     prompts: list[torch.Tensor]
     source: NDArray[np.int64]
     wanted: NDArray[np.bool_]
@@ -202,6 +203,7 @@ class Segmenter:
         return _Plan(
             question=question,
             answer=texts.most_common(1)[0][0],
+            finished=all(answer.finished for answer in answers),
             prompts=prompts,
             source=source,
             wanted=inside[np.array(clip.masked) - first],
@@ -294,6 +296,7 @@ class Segmenter:
             question_id=plan.question.id,
             status="done" if target else "no_target",
             answer=plan.answer,
+            finished=plan.finished,
             frames=tuple(clip.masked),
             names=tuple(clip.reader.names[n] for n in clip.masked),
             masks=tuple(plan.masks.get(i, nothing) for i in range(len(clip.masked))),

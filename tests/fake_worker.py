@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+
 from gmcli.data import ItemResult, TemporalSpan
 from gmcli.errors import CheckpointError
 from gmcli.executors.messages import Answered, Failed, Frames, Job, Ready

@@ -63,7 +63,6 @@ class InlineExecutor:
 
     def run(self, jobs):
         from gmcli.executors.messages import Answered, Frames, Ready
-
         from tests.fake_worker import FRAMES, result
 
         yield Ready(0, {"device": "none"})

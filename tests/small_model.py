@@ -5,11 +5,12 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+
 from gmcli.checkpoints.convert import write_config
 from gmcli.checkpoints.load import load_checkpoint
 from gmcli.model.config import MoraConfig, SamSizes
 from gmcli.model.mora import Mora
-from safetensors.torch import save_file
 
 SAM = SamSizes(
     image_size=128,

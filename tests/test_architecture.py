@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import pytest
+
 from gmcli.cli.main import cli
 
 PACKAGE = Path(__file__).parent.parent / "gmcli"

@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import yaml
+
 from gmcli.backends.recipe import COMPONENTS, load_recipe
 from gmcli.config import FREE, RunConfig, load_config
 from gmcli.errors import ConfigError, EngineError

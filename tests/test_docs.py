@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 import pytest
+
 from gmcli import errors
 from gmcli.cli.main import cli
 from gmcli.manifest import read_manifest

@@ -3,12 +3,12 @@ import json
 import os
 
 import pytest
-from gmcli.data import Question
-from gmcli.errors import ConfigError, EnvironmentProblem, RunLocked
-from gmcli.ledger import Identity, Ledger, Record, inputs_of, is_running, read_records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gmcli.data import Question
+from gmcli.errors import ConfigError, EnvironmentProblem, RunLocked
+from gmcli.ledger import Identity, Ledger, Record, inputs_of, is_running, read_records
 from tests.fakes import IDENTITY, tree, video_task
 
 

@@ -3,6 +3,7 @@ import logging
 import sys
 
 import pytest
+
 from gmcli.logs import JsonFormatter, TextFormatter
 from gmcli.progress import Progress
 

@@ -12,6 +12,8 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from gmcli.data import Question
 from gmcli.errors import ConfigError, EnvironmentProblem
 from gmcli.ledger import Ledger
@@ -19,8 +21,6 @@ from gmcli.masks.rle import decode_rle, rle_from_json
 from gmcli.run import plan
 from gmcli.status import read_status
 from gmcli.verify import forget_damaged, verify
-from PIL import Image
-
 from tests.fakes import IDENTITY, run_inline, run_tasks, tree, video_task
 
 

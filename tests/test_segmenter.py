@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+
 from gmcli import segmenter as module
 from gmcli.checkpoints.load import load_checkpoint
 from gmcli.config import RunConfig

@@ -1,5 +1,7 @@
 """Put MoRA together: CLIP and LLaMA from transformers, SAM from segment-anything, our heads between them."""
 
+from dataclasses import asdict
+
 import torch
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
@@ -85,36 +87,17 @@ def build_localizer(hidden_size: int, bins: int) -> nn.Sequential:
 
 def llama_config(config: MoraConfig, attention: str) -> LlamaConfig:
     """Return transformers' configuration of the language model."""
-    sizes = config.llm
-    return LlamaConfig(
-        vocab_size=sizes.vocab_size,
-        hidden_size=sizes.hidden_size,
-        intermediate_size=sizes.intermediate_size,
-        num_hidden_layers=sizes.num_hidden_layers,
-        num_attention_heads=sizes.num_attention_heads,
-        num_key_value_heads=sizes.num_key_value_heads,
-        max_position_embeddings=sizes.max_position_embeddings,
-        rms_norm_eps=sizes.rms_norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": sizes.rope_theta},
-        tie_word_embeddings=False,
-        attn_implementation=attention,  # type: ignore[call-arg]
-    )
+    sizes = asdict(config.llm)
+    rope = {"rope_type": "default", "rope_theta": sizes.pop("rope_theta")}
+    sizes |= {"rope_parameters": rope, "tie_word_embeddings": False, "attn_implementation": attention}
+    return LlamaConfig(**sizes)
 
 
 def clip_config(config: MoraConfig, attention: str) -> CLIPVisionConfig:
     """Return transformers' configuration of the vision tower."""
-    sizes = config.clip
-    return CLIPVisionConfig(
-        hidden_size=sizes.hidden_size,
-        intermediate_size=sizes.intermediate_size,
-        num_hidden_layers=sizes.num_hidden_layers,
-        num_attention_heads=sizes.num_attention_heads,
-        image_size=sizes.image_size,
-        patch_size=sizes.patch_size,
-        hidden_act=sizes.hidden_act,
-        layer_norm_eps=sizes.layer_norm_eps,
-        attn_implementation=attention,  # type: ignore[call-arg]
-    )
+    sizes = asdict(config.clip)
+    del sizes["select_layer"]
+    return CLIPVisionConfig(**sizes | {"attn_implementation": attention})
 
 
 def build_on_meta(config: MoraConfig, attention: str = "sdpa") -> Mora:

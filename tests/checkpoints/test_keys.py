@@ -3,11 +3,11 @@
 import json
 
 import pytest
+
 from gmcli.checkpoints.keys import original_config, original_to_own, sam_sizes, tower_to_own
 from gmcli.checkpoints.load import key_problems
 from gmcli.model.config import ClipSizes, MoraConfig, SamSizes
 from gmcli.model.mora import build_on_meta
-
 from tests.conftest import GOLDENS
 
 CLIP_L = ClipSizes(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16)

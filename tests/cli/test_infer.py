@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+
 from gmcli.cli.main import cli
 from gmcli.verify import verify
-
 from tests.fakes import tree
 
 QUESTIONS = "[{id: q0, text: Who moves to the left?}, {id: q1, text: What stays where it is?}]"
@@ -260,7 +260,7 @@ def test_twenty_kills_of_the_real_command(finished, small_folder, tmp_path):
             moment = random.choice(["early", "items", "items", "ledger"])
             if moment != "early":
                 name = {"items": "items", "ledger": "ledger.jsonl"}[moment]
-                wait_for(lambda out=out, name=name: (out / name).exists() or process.poll() is not None)
+                wait_for(lambda p=process, path=out / name: path.exists() or p.poll() is not None)
             time.sleep(random.uniform(0, 0.4 if moment != "early" else 1.5))
             if process.poll() is None:
                 kills += 1

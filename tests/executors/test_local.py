@@ -3,12 +3,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+
 from gmcli.errors import CheckpointError, EnvironmentProblem
 from gmcli.executors.local import LocalExecutor, _visible
 from gmcli.executors.messages import Answered, Frames, Job, Ready
-
 from tests.fakes import executor, video_task
 
 
@@ -113,8 +114,7 @@ def test_the_drivers_death_leaves_no_orphan(tmp_path):
 
 def _alive(pid: int) -> bool:
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
 

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from gmcli.model.generate import answer_questions, embed, prefill
 from gmcli.model.mora import Mora
 from gmcli.model.preprocess import clip_pixels, resized_size, sam_pixels
 from gmcli.model.prompt import build_prompt, tokenize_prompt
 from gmcli.model.sam import postprocess_masks
-from PIL import Image
-
 from tests.conftest import GOLDENS
 
 

@@ -3,6 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+
 from gmcli.model.preprocess import clip_pixels, resized_size, sam_pixels
 
 FRAMES = range(4)

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from gmcli.model.preprocess import resized_size, sam_pixels
-from gmcli.model.sam import postprocess_masks
 from PIL import Image
 
+from gmcli.model.preprocess import resized_size, sam_pixels
+from gmcli.model.sam import postprocess_masks
 from tests.conftest import GOLDENS
 
 

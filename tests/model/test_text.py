@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+
 from gmcli.model.prompt import build_prompt, tokenize_prompt
 from gmcli.model.tokenizer import IMAGE_TOKEN_INDEX
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from gmcli.model.visual_tokens import pool
 
 
