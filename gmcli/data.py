@@ -72,10 +72,10 @@ class Rle:
 class ItemResult:
     """Answer one question: the unit of completion.
 
-    `finished` is False where the token limit cut the answer. `frames` are frame numbers in the video's own numbering, `names` the file stems of their masks, `masks` one Rle a
-    frame (dense: an empty Rle for "nothing"). `span` is the window found by [LOC], or the whole clip. `score` is the mean
-    predicted IoU of SAM over the masked frames, None without a target. `error` is set where, and only where, `status` is
-    "failed".
+    `finished` is False where the token limit cut the answer. `frames` are frame numbers in the video's own numbering,
+    `names` the file stems of their masks, `masks` one Rle a frame (dense: an empty Rle for "nothing"). `span` is the window
+    found by [LOC], or the whole clip. `score` is the mean predicted IoU of SAM over the masked frames, None without a
+    target. `error` is set where, and only where, `status` is "failed".
     """
 
     video_id: str

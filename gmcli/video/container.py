@@ -44,9 +44,23 @@ class FrameIndex:
     reliable: bool
 
 
+def check_file(path: str) -> None:
+    """Raise VideoError for what is no file, or visibly not all of a file. Opens nothing with libav."""
+    try:
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise VideoError(f"{path}: is not a regular file")
+        if status.st_size == 0:
+            raise VideoError(f"{path}: is empty (0 bytes)", COPY_AGAIN)
+        check_structure(path, status.st_size)
+    except FileNotFoundError as error:
+        raise VideoError(f"{path}: no such file", "check the path in the manifest") from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise VideoError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from error
+
+
 def open_container(path: str) -> tuple[InputContainer, VideoStream]:
     """Open a file and choose its main video stream as ffmpeg does. Raises VideoError."""
-    head = _read_head(path)
     try:
         container = av.open(
             f"file:{path}",  # else a colon in the name would be taken for a protocol
@@ -55,7 +69,7 @@ def open_container(path: str) -> tuple[InputContainer, VideoStream]:
             container_options={"protocol_whitelist": "file", "format_whitelist": FORMATS},
         )
     except (av.FFmpegError, ValueError) as error:
-        raise _not_a_video(path, head) from error
+        raise _not_a_video(path) from error
     try:
         return container, _choose_stream(path, container)
     except BaseException:
@@ -102,27 +116,13 @@ def is_flush(packet: "Packet[VideoStream]") -> bool:
     return packet.size == 0 and packet.dts is None
 
 
-def _read_head(path: str) -> bytes:
-    """Return the first bytes of a file that looks whole from the outside. Raises VideoError."""
+def _not_a_video(path: str) -> VideoError:
     try:
-        status = Path(path).stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise VideoError(f"{path}: is not a regular file")
         with Path(path).open("rb") as file:
             head = file.read(8)
-        if head:
-            check_structure(path, status.st_size)
-    except FileNotFoundError as error:
-        raise VideoError(f"{path}: no such file", "check the path in the manifest") from error
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        raise VideoError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from error
-    if not head:
-        raise VideoError(f"{path}: is empty (0 bytes)", COPY_AGAIN)
-    return head
-
-
-def _not_a_video(path: str, head: bytes) -> VideoError:
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+    except OSError as error:
+        return VideoError(f"{path}: cannot be read ({error.strerror})")
+    if head[4:] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
         return VideoError(f"{path}: truncated or corrupt: an MP4 file whose index (moov) cannot be read", COPY_AGAIN)
     if head[:4] in (b"\x1a\x45\xdf\xa3", b"RIFF"):
         return VideoError(f"{path}: truncated or corrupt: its headers cannot be read", COPY_AGAIN)
@@ -171,5 +171,6 @@ def _check_complete(path: str, container: InputContainer, stream: VideoStream, p
         )
     if damaged:
         raise VideoError(
-            f"{path}: truncated or corrupt: packet {damaged[0]} of {len(packets)} is incomplete", COPY_AGAIN
+            f"{path}: truncated or corrupt: packet {damaged[0]} of {len(packets)} is incomplete or follows a gap",
+            COPY_AGAIN,
         )

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from gmcli.errors import EnvironmentProblem, VideoError
 from gmcli.video.checks import check_indices
+from gmcli.video.container import MP4
 from gmcli.video.pyav_reader import PyAvReader
 
 USE_PYAV = "read it with the pyav reader"
+EXACT_FORMATS = (MP4, "matroska,webm")
 # Frames of the two readers are equal but for the versions of FFmpeg behind them; neighbouring frames differ by more.
 MEAN_TOLERANCE = 4.0
 
@@ -20,11 +22,12 @@ MEAN_TOLERANCE = 4.0
 class DecordReader:
     """Read a video file with decord (package decord2), at PyAV's numbering and times.
 
-    decord is exact where frames are read in ascending order from a plain file. It miscounts files with an edit list (a
-    cut without re-encoding), misnumbers transport streams, can be a frame off in open GOPs (1 of 60 random accesses in
-    our HEVC test), ignores mirroring, fails at some widths (96), and may end the process on hostile files. So the file
-    is opened with PyAV first: what PyAV cannot read is refused as there, and so is a file whose frame count, frame size
-    or first frame decord sees otherwise. Raises VideoError, and EnvironmentProblem where decord is not installed.
+    decord is exact where frames are read in ascending order from a plain MP4 or Matroska file; others are refused (it
+    misnumbers transport streams and AVI). It miscounts files with an edit list (a cut without re-encoding), can be a
+    frame off in open GOPs (1 of 60 random accesses in our HEVC test), ignores mirroring, fails at some widths (96), and
+    may end the process on hostile files. So the file is opened with PyAV first: what PyAV cannot read is refused as
+    there, and so is a file whose frame count, frame size or first frame decord sees otherwise. Raises VideoError, and
+    EnvironmentProblem where decord is not installed.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -34,6 +37,8 @@ class DecordReader:
             raise EnvironmentProblem("the decord reader needs the package decord2", "pip install decord2") from error
         decord.logging.set_level(decord.logging.QUIET)
         with PyAvReader(path) as reference:
+            if reference.counted or reference.format not in EXACT_FORMATS:
+                raise VideoError(f"{reference.path}: decord is not exact with this kind of file", USE_PYAV)
             self.path, self.size = reference.path, reference.size
             self.times = reference.times
             self.names: Sequence[str] = reference.names
@@ -80,7 +85,7 @@ class DecordReader:
         try:
             image: NDArray[np.uint8] = self._video.get_batch([number]).asnumpy()[0]
         except Exception as error:  # as above
-            raise VideoError(f"{self.path}: corrupt: decord could not decode frame {number}", USE_PYAV) from error
+            raise VideoError(f"{self.path}: decord could not decode frame {number}", USE_PYAV) from error
         self._last = number
         if image.shape[:2] != self.size:
             (height, width), (own_height, own_width) = image.shape[:2], self.size

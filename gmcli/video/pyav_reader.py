@@ -15,13 +15,12 @@ from av.buffer import Buffer
 from av.filter import Graph
 from av.packet import Packet
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from gmcli.errors import VideoError
 from gmcli.video.checks import check_indices, check_pixels
-from gmcli.video.container import index_frames, is_flush, open_container
+from gmcli.video.container import check_file, index_frames, is_flush, open_container
 from gmcli.video.structure import COPY_AGAIN
 
 NOTHING_FED = -(1 << 63)  # below every pts
@@ -42,18 +41,22 @@ class PyAvReader:
     reports damage between the keyframe and the frame, VideoError is raised. Damage that the codec cannot notice (one
     flipped bit) stays unnoticed.
 
-    `decoded_frames` counts the frames that came out of the decoder. Raises VideoError. Source: FFmpeg's fftools.
+    `format` is libav's name of the container, `counted` says that the frames had to be counted by decoding, and
+    `decoded_frames` how many came out of the decoder so far. Raises VideoError. Source: FFmpeg's fftools.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
         self.decoded_frames = 0
-        self._reformatter = VideoReformatter()
+        self._converter: Graph | None = None
+        self._layout = (0, 0, "")
+        check_file(self.path)
         self._container, self._stream = open_container(self.path)
         try:
             self._index = index_frames(self.path, self._container, self._stream)
+            self.format, self.counted = self._container.format.name, not self._index.reliable
             self._restart()
-            first, self.times = self._settle() if self._index.reliable else self._count()
+            first, self.times = self._count() if self.counted else self._settle()
             self.size = self._image(first).shape[:2]
             # The first frame was read out of turn, so reading starts anew.
             self._walk: Iterator[tuple[int, VideoFrame]] | None = None
@@ -123,7 +126,7 @@ class PyAvReader:
 
     def _keyframe_pts(self, number: int) -> int:
         """Return the pts of the last keyframe shown no later than the frame, from which it can be decoded."""
-        if not self._index.reliable:
+        if self.counted:
             return NOTHING_FED
         keys = self._index.key_pts
         return int(keys[max(0, np.searchsorted(keys, self._index.pts[number], side="right") - 1)])
@@ -164,7 +167,7 @@ class PyAvReader:
         """Decode, and number the frames from `number` on. Raises _Damage at the first that is missing or incomplete."""
         pts = self._index.pts
         for frame in self._decoded(packets):
-            if self._index.reliable:
+            if not self.counted:
                 if number < len(pts) and frame.pts is not None and frame.pts < pts[number]:
                     continue  # shown before the keyframe we start at, and refers to what precedes it
                 if number == len(pts) or frame.pts != pts[number]:
@@ -229,12 +232,27 @@ class PyAvReader:
 
     def _image(self, frame: VideoFrame) -> NDArray[np.uint8]:
         check_pixels(self.path, frame.height, frame.width)
-        # Bicubic is what the ffmpeg command uses to enlarge chroma; PyAV's default, bilinear, is up to 57 levels off.
-        # The frame's own matrix and range are taken into account. Starting threads costs more than they save.
-        picture = _as_progressive(frame) if frame.interlaced_frame else frame
-        rgb = self._reformatter.reformat(picture, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
-        # The copy owns its pixels; what PyAV returns lies in a padded frame, or in one that the decoder still uses.
-        return np.array(_display(self.path, frame, np.asarray(rgb.to_ndarray(), dtype=np.uint8)), order="C")
+        layout = (frame.width, frame.height, frame.format.name)
+        if self._converter is None or layout != self._layout:
+            self._converter, self._layout = _rgb_converter(frame), layout
+        self._converter.vpush(frame)
+        # The copy owns its pixels; what comes out lies in a padded frame, or in one that the decoder still uses.
+        rgb = np.asarray(self._converter.vpull().to_ndarray(), dtype=np.uint8)
+        return np.array(_display(self.path, frame, rgb), order="C")
+
+
+def _rgb_converter(frame: VideoFrame) -> Graph:
+    """Build what the ffmpeg command builds to turn such frames into rgb24: its scale filter, with its default flags.
+
+    PyAV's own `to_ndarray(format="rgb24")` has other flags (bilinear), heeds where chroma samples lie and takes fields
+    apart: up to 57 levels off for odd sizes, 102 for 10 bits, 255 for interlaced frames.
+    """
+    graph = Graph()
+    graph.threads = 1  # starting threads costs more than they save
+    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000))
+    scale, rgb24 = graph.add("scale", "flags=bicubic"), graph.add("format", "rgb24")
+    graph.link_nodes(source, scale, rgb24, graph.add("buffersink")).configure()
+    return graph
 
 
 def _display(path: str, frame: VideoFrame, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -253,15 +271,6 @@ def _display(path: str, frame: VideoFrame, image: NDArray[np.uint8]) -> NDArray[
     else:
         raise VideoError(f"{path}: is turned by other than a quarter turn", "re-encode the video upright")
     return image[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
-
-
-def _as_progressive(frame: VideoFrame) -> VideoFrame:
-    """Take the interlaced flag away, for which swscale would enlarge the fields' chroma apart; ffmpeg does not."""
-    graph = Graph()
-    source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1))
-    graph.link_nodes(source, graph.add("setfield", "prog"), graph.add("buffersink")).configure()
-    graph.push(frame)
-    return cast(VideoFrame, graph.pull())
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Check that AVI and Matroska files are whole, where libav skips what is missing without a word."""
+"""Check that AVI, Matroska and MP4 files are whole, where libav skips what is missing without a word."""
 
 from pathlib import Path
 from typing import BinaryIO
@@ -13,11 +13,14 @@ EBML_HEADER, SEGMENT, CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675
 SKIPPED = {0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367, 0xEC, 0xBF}
 SKIPPED |= {0xE7, 0xA3, 0xA0, 0xAB, 0xA7, 0x5854, 0xAF}
 
+MP4_NEEDED = (b"moov", b"moof", b"mdat")
+MP4_BOXES = (*MP4_NEEDED, b"ftyp", b"styp", b"sidx", b"free", b"skip", b"wide", b"uuid", b"meta", b"mfra", b"pdin")
+
 
 def check_structure(path: str, size: int) -> None:
-    """Raise VideoError for an AVI or Matroska file (by its first bytes) that has lost its end, or pieces within.
+    """Raise VideoError for an AVI, Matroska or MP4 file (by its first bytes) that has lost its end or pieces within.
 
-    `size` is the file's size in bytes. Every other file passes. Source: RFC 8794 (EBML), RFC 9559 (Matroska).
+    `size` is the file's size in bytes. Other files pass. Source: RFC 8794 (EBML), RFC 9559 (Matroska), ISO/IEC 14496-12.
     """
     with Path(path).open("rb") as file:
         head = file.read(12)
@@ -27,6 +30,24 @@ def check_structure(path: str, size: int) -> None:
                 _check_end(path, size, promised)
         elif int.from_bytes(head[:4], "big") == EBML_HEADER:
             _walk_matroska(path, size, file)
+        elif head[4:8] in MP4_BOXES:
+            _walk_mp4(path, size, file)
+
+
+def _walk_mp4(path: str, size: int, file: BinaryIO) -> None:
+    """Step from box to box; what comes after the last known one is left alone."""
+    at = 0
+    while at < size:
+        file.seek(at)
+        head = file.read(16)
+        length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+        if length == 1:
+            length = int.from_bytes(head[8:], "big")
+        if length < 8 or kind not in MP4_BOXES:  # a length of 0 means "to the end of the file"
+            return
+        at += length
+        if kind in MP4_NEEDED:
+            _check_end(path, size, at)
 
 
 def _walk_matroska(path: str, size: int, file: BinaryIO) -> None:
