@@ -56,7 +56,7 @@ def check_file(path: str) -> None:
     except FileNotFoundError as error:
         raise VideoError(f"{path}: no such file", "check the path in the manifest") from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        raise VideoError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from error
+        raise VideoError(f"{path}: cannot be read ({reason(error)})") from error
 
 
 def open_container(path: str) -> tuple[InputContainer, VideoStream]:
@@ -68,7 +68,7 @@ def open_container(path: str) -> tuple[InputContainer, VideoStream]:
             metadata_errors="replace",
             container_options={"protocol_whitelist": "file", "format_whitelist": FORMATS},
         )
-    except (av.FFmpegError, ValueError) as error:
+    except Exception as error:  # PyAV raises whatever its input leads it to
         raise _not_a_video(path) from error
     try:
         return container, _choose_stream(path, container)
@@ -91,8 +91,8 @@ def index_frames(path: str, container: InputContainer, stream: VideoStream) -> F
     """List the stream's frames by reading every packet once. Raises VideoError for a file that has lost its end."""
     try:
         packets = [_note(stream, packet) for packet in container.demux(stream) if not is_flush(packet)]
-    except av.FFmpegError as error:
-        raise VideoError(f"{path}: could not be read to its end ({error.strerror})", COPY_AGAIN) from error
+    except Exception as error:  # as above
+        raise VideoError(f"{path}: corrupt: it cannot be read to its end ({reason(error)})", COPY_AGAIN) from error
     _check_complete(path, container, stream, packets)
 
     shown = [packet.pts for packet in packets if packet.is_shown]
@@ -116,12 +116,17 @@ def is_flush(packet: "Packet[VideoStream]") -> bool:
     return packet.size == 0 and packet.dts is None
 
 
+def reason(error: Exception) -> str:
+    """Return what an exception says, in one line and without libav's error numbers."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+
+
 def _not_a_video(path: str) -> VideoError:
     try:
         with Path(path).open("rb") as file:
             head = file.read(8)
     except OSError as error:
-        return VideoError(f"{path}: cannot be read ({error.strerror})")
+        return VideoError(f"{path}: cannot be read ({reason(error)})")
     if head[4:] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
         return VideoError(f"{path}: truncated or corrupt: an MP4 file whose index (moov) cannot be read", COPY_AGAIN)
     if head[:4] in (b"\x1a\x45\xdf\xa3", b"RIFF"):

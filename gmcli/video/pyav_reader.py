@@ -9,7 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
 
-import av
 import numpy as np
 from av.buffer import Buffer
 from av.filter import Graph
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from gmcli.errors import VideoError
 from gmcli.video.checks import check_indices, check_pixels
-from gmcli.video.container import check_file, index_frames, is_flush, open_container
+from gmcli.video.container import check_file, index_frames, is_flush, open_container, reason
 from gmcli.video.structure import COPY_AGAIN
 
 NOTHING_FED = -(1 << 63)  # below every pts
@@ -39,7 +38,8 @@ class PyAvReader:
     Display matrices are applied (quarter turns, mirroring); pixel aspect ratios and cropping rectangles in the
     container are not, and interlaced frames are left as they are. A frame is refused, never guessed: where the decoder
     reports damage between the keyframe and the frame, VideoError is raised. Damage that the codec cannot notice (one
-    flipped bit) stays unnoticed.
+    flipped bit) stays unnoticed, and so do packets lost from MPEG program streams, FLV, Ogg and raw streams, or from
+    the end of a transport stream: these containers promise nothing.
 
     `format` is libav's name of the container, `counted` says that the frames had to be counted by decoding, and
     `decoded_frames` how many came out of the decoder so far. Raises VideoError. Source: FFmpeg's fftools.
@@ -89,11 +89,11 @@ class PyAvReader:
     def _read(self, number: int) -> NDArray[np.uint8]:
         try:
             image = self._image(self._find(number))
-        except (_Damage, av.FFmpegError, ValueError) as error:
+        except _Damage as damage:
             self._walk = None
             raise VideoError(
-                f"{self.path}: corrupt: frame {number} could not be decoded ({_reason(error)})", COPY_AGAIN
-            ) from error
+                f"{self.path}: corrupt: frame {number} could not be decoded ({damage})", COPY_AGAIN
+            ) from damage
         if image.shape[:2] != self.size:
             (height, width), (first_height, first_width) = image.shape[:2], self.size
             raise VideoError(
@@ -108,7 +108,7 @@ class PyAvReader:
         if self._walk is None or number < self._next or self._pays_to_seek(number):
             if self._seek(number):
                 # A "keyframe" may be a mere recovery point, from which decoding is not exact at once (intra refresh).
-                with suppress(_Damage, av.FFmpegError):
+                with suppress(_Damage):
                     return self._advance(number)
             self._restart()
         return self._advance(number)
@@ -140,7 +140,7 @@ class PyAvReader:
         self._reopen()
         # Containers seek by pts (Matroska), by dts (transport streams) or something in between: see where we land.
         for target in (int(self._index.pts[number]), pts, int(self._index.key_dts[position])):
-            with suppress(av.FFmpegError):
+            with suppress(Exception):  # PyAV raises whatever its input leads it to
                 self._container.seek(target, stream=self._stream)
                 packets = self._container.demux(self._stream)
                 first = next(packets)
@@ -155,7 +155,7 @@ class PyAvReader:
 
     def _reopen(self) -> None:
         """Start with a fresh decoder: flushing one is not exact for every codec (Theora with frame threads)."""
-        self._container.close()
+        self.close()
         self._container, self._stream = open_container(self.path)
 
     def _start(self, packets: Iterable["Packet[VideoStream]"], number: int) -> None:
@@ -178,14 +178,17 @@ class PyAvReader:
             number += 1
 
     def _decoded(self, packets: Iterable["Packet[VideoStream]"]) -> Iterator[VideoFrame]:
-        for packet in packets:
-            if packet.size == 0 and not is_flush(packet):
-                continue  # the decoder would take it for the end
-            if packet.pts is not None:
-                self._fed = max(self._fed, packet.pts)
-            for frame in packet.decode():
-                self.decoded_frames += 1
-                yield frame
+        try:
+            for packet in packets:
+                if packet.size == 0 and not is_flush(packet):
+                    continue  # the decoder would take it for the end
+                if packet.pts is not None:
+                    self._fed = max(self._fed, packet.pts)
+                for frame in packet.decode():
+                    self.decoded_frames += 1
+                    yield frame
+        except Exception as error:  # as above
+            raise _Damage(reason(error)) from error
 
     def _settle(self) -> tuple[VideoFrame, NDArray[np.float64]]:
         """Decode the first frame; drop from the index what comes before the first keyframe and cannot be decoded."""
@@ -196,13 +199,13 @@ class PyAvReader:
                 decoded.add(frame.pts)
                 if frame.pts is None or frame.pts >= index.entry_pts:
                     break
-        except (av.FFmpegError, ValueError) as error:
+        except _Damage as damage:
             raise VideoError(
-                f"{self.path}: corrupt: its first frame could not be decoded ({_reason(error)})", COPY_AGAIN
-            ) from error
-        if first is None:
-            raise VideoError(f"{self.path}: corrupt: none of its frames could be decoded", COPY_AGAIN)
+                f"{self.path}: corrupt: its first frame could not be decoded ({damage})", COPY_AGAIN
+            ) from damage
         keep = (index.pts >= index.entry_pts) | np.isin(index.pts, [pts for pts in decoded if pts is not None])
+        if first is None or not keep.any():
+            raise VideoError(f"{self.path}: corrupt: none of its frames could be decoded", COPY_AGAIN)
         self._index = replace(index, pts=index.pts[keep])
         return first, self._seconds(self._index.pts)
 
@@ -214,10 +217,10 @@ class PyAvReader:
             for _, frame in self._walk or ():
                 first = first or frame
                 pts.append(frame.pts)
-        except (_Damage, av.FFmpegError, ValueError) as error:
+        except _Damage as damage:
             raise VideoError(
-                f"{self.path}: corrupt: frame {len(pts)} could not be decoded ({_reason(error)})", COPY_AGAIN
-            ) from error
+                f"{self.path}: corrupt: frame {len(pts)} could not be decoded ({damage})", COPY_AGAIN
+            ) from damage
         if first is None:
             raise VideoError(f"{self.path}: corrupt: none of its frames could be decoded", COPY_AGAIN)
         # AVI's frames come out with each other's times, while the packets have the right ones in some order.
@@ -233,11 +236,15 @@ class PyAvReader:
     def _image(self, frame: VideoFrame) -> NDArray[np.uint8]:
         check_pixels(self.path, frame.height, frame.width)
         layout = (frame.width, frame.height, frame.format.name)
-        if self._converter is None or layout != self._layout:
-            self._converter, self._layout = _rgb_converter(frame), layout
-        self._converter.vpush(frame)
+        try:
+            if self._converter is None or layout != self._layout:
+                self._converter, self._layout = _rgb_converter(frame), layout
+            self._converter.vpush(frame)
+            rgb = np.asarray(self._converter.vpull().to_ndarray(), dtype=np.uint8)
+        except Exception as error:  # as above
+            self._converter = None  # it may hold the frame back, and give it out as the next one
+            raise VideoError(f"{self.path}: cannot be converted from {layout[2]} to RGB ({reason(error)})") from error
         # The copy owns its pixels; what comes out lies in a padded frame, or in one that the decoder still uses.
-        rgb = np.asarray(self._converter.vpull().to_ndarray(), dtype=np.uint8)
         return np.array(_display(self.path, frame, rgb), order="C")
 
 
@@ -271,7 +278,3 @@ def _display(path: str, frame: VideoFrame, image: NDArray[np.uint8]) -> NDArray[
     else:
         raise VideoError(f"{path}: is turned by other than a quarter turn", "re-encode the video upright")
     return image[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)

@@ -37,7 +37,8 @@ def gmcli(*arguments) -> "object":
 
 
 def infer(manifest, small_folder, out, *more):
-    return gmcli("infer", manifest, "--checkpoint", small_folder, "-o", out, "--gpus", "cpu", *more)
+    where = () if "--gpus" in more else ("--gpus", "cpu")
+    return gmcli("infer", manifest, "--checkpoint", small_folder, "-o", out, *where, *more)
 
 
 @pytest.fixture(scope="module")
