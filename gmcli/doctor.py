@@ -111,7 +111,7 @@ PACKAGES = (
     _plain("segment-anything", "segment_anything", "segment-anything", "1.0"),
     _plain("pycocotools", "pycocotools.mask", "pycocotools", "2.0.8"),
     # The wheels carry an FFmpeg with every codec above; a PyAV built against the system's may lack some.
-    Package("PyAV", "av", ("av",), "14.0", True, "pip install 'av>=14.0'", f"{_AGAIN} --only-binary av 'av>=14.0'"),
+    Package("PyAV", "av", ("av",), "17.0", True, "pip install 'av>=17.0'", f"{_AGAIN} --only-binary av 'av>=17.0'"),
     Package(
         name="decord",
         module="decord",

@@ -1,5 +1,6 @@
 """Compare every reader's frames, numbers and times with ffmpeg's own, and break files in every way we know."""
 
+import gc
 import itertools
 import os
 import shutil
@@ -13,6 +14,7 @@ from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -34,7 +36,7 @@ from tests.video_fixtures import FRAMES, READABLE, clip_maker, ffmpeg, reference
 # rounding; the most similar neighbouring frames differ by more than 200 levels somewhere.
 TOLERANCE = 2
 # Formats libav cannot seek in exactly, and files whose frames have to be counted: right, but not sparse.
-NOT_SPARSE = {"intra_refresh", "hevc_cut", "mpeg4_bframes", "mpeg2", "raw", "gif", "vp8"}
+NOT_SPARSE = {"intra_refresh", "hevc_cut", "mpeg4_bframes", "mpeg2", "raw", "live", "gif", "vp8"}
 
 Clips = Callable[[str], Path]
 
@@ -137,6 +139,25 @@ def test_frames_own_their_memory(clips: Clips, reference) -> None:
             assert frame.flags.writeable
             frame[:] = 0
             assert difference(next(reader.frames([4])), reference(name)[0][4]) <= TOLERANCE
+
+
+def test_no_frame_waits_for_the_garbage_collector(clips: Clips) -> None:
+    """A frame in a reference cycle would keep its decoder's memory, tens of megabytes for large videos."""
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        for name in ("h264", "rotated_90", "raw"):
+            with open_video(clips(name)) as reader:
+                read_frames(reader, [3, 50, 20])
+        del reader
+        gc.collect()
+        sizes = [frame.width for frame in gc.garbage if isinstance(frame, av.VideoFrame)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert all(width <= 2 for width in sizes)  # the thumbnails that the display matrix is read from
 
 
 def test_two_walks_through_one_reader_do_not_disturb_each_other(clips: Clips, reference) -> None:

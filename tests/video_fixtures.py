@@ -35,6 +35,7 @@ RECIPES: dict[str, tuple[str, str]] = {
     "mpeg4": ("mpeg4.avi", f"{SOURCE} -c:v mpeg4 -g 12"),
     "mpeg4_bframes": ("mpeg4_bframes.avi", f"{SOURCE} -c:v mpeg4 -g 12 -bf 2"),
     "mpeg2": ("mpeg2.mpg", f"{SOURCE} -c:v mpeg2video -g 12 -bf 2"),
+    "live": ("live.mkv", f"{SOURCE} {H264} -live 1"),
     "raw": ("raw.h264", "-i {h264} -c copy"),
     "gif": ("picture.gif", SOURCE),
     "interlaced": ("interlaced.ts", f"{SOURCE} {H264} -flags +ildct+ilme"),

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmcli.errors import VideoError
-from gmcli.video.checks import check_indices
 from gmcli.video.decord_reader import DecordReader
 from gmcli.video.frame_folder import FrameFolderReader
 from gmcli.video.pyav_reader import PyAvReader
@@ -113,7 +112,6 @@ __all__ = [
     "PyAvReader",
     "ReaderName",
     "VideoReader",
-    "check_indices",
     "frame_range",
     "open_video",
     "read_frames",

@@ -24,7 +24,8 @@ FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,apng,mxf,ivf,nut,rm,dv,yuv4mpegpipe,"
     "h264,hevc,m4v,mpegvideo,obu,vc1,wav,mp3,flac,aac"
 )
-MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+# How libav's names for the containers begin; the rest of the name lists aliases.
+MP4, MATROSKA, AVI = "mov", "matroska", "avi"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def index_frames(path: str, container: InputContainer, stream: VideoStream) -> F
     pts = sorted({value for value in shown if value is not None})
     keys = [(packet.pts, packet.dts) for packet in packets if packet.is_keyframe and packet.pts is not None]
     # AVI stores no pts; libav makes some up, and they are wrong where frames are reordered.
-    guessed = container.format.name == "avi" and stream.codec_context.has_b_frames
+    guessed = container.format.name == AVI and stream.codec_context.has_b_frames
     by_pts = sorted((pts, pts if dts is None else dts) for pts, dts in keys)
     return FrameIndex(
         pts=np.array(pts, dtype=np.int64),
@@ -169,7 +170,7 @@ def _check_complete(path: str, container: InputContainer, stream: VideoStream, p
         raise VideoError(f"{path}: its video stream holds no frames")
     damaged = [number for number, packet in enumerate(packets) if not packet.is_whole]
     # MP4 and AVI have a table of all packets.
-    listed = len(stream.index_entries) if container.format.name in (MP4, "avi") else 0
+    listed = len(stream.index_entries) if container.format.name.startswith((MP4, AVI)) else 0
     if (whole := len(packets) - len(damaged)) < listed:
         raise VideoError(
             f"{path}: truncated or corrupt: the container promises {listed} frames, {whole} could be read", COPY_AGAIN

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from gmcli.errors import EnvironmentProblem, VideoError
 from gmcli.video.checks import check_indices
-from gmcli.video.container import MP4
+from gmcli.video.container import MATROSKA, MP4
 from gmcli.video.pyav_reader import PyAvReader
 
 USE_PYAV = "read it with the pyav reader"
-EXACT_FORMATS = (MP4, "matroska,webm")
 # Frames of the two readers are equal but for the versions of FFmpeg behind them; neighbouring frames differ by more.
 MEAN_TOLERANCE = 4.0
 
@@ -37,7 +36,7 @@ class DecordReader:
             raise EnvironmentProblem("the decord reader needs the package decord2", "pip install decord2") from error
         decord.logging.set_level(decord.logging.QUIET)
         with PyAvReader(path) as reference:
-            if reference.counted or reference.format not in EXACT_FORMATS:
+            if reference.counted or not reference.format.startswith((MP4, MATROSKA)):
                 raise VideoError(f"{reference.path}: decord is not exact with this kind of file", USE_PYAV)
             self.path, self.size = reference.path, reference.size
             self.times = reference.times

@@ -7,7 +7,7 @@ from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Self, cast
+from typing import NamedTuple, Self, cast
 
 import numpy as np
 from av.buffer import Buffer
@@ -30,6 +30,14 @@ class _Damage(Exception):
     """Say which frame the decoder did not deliver as it should."""
 
 
+class _Turn(NamedTuple):
+    """Say how to bring an image upright: rows and columns exchanged first, then reversed."""
+
+    transpose: bool
+    flip_y: bool
+    flip_x: bool
+
+
 class PyAvReader:
     """Read a video file frame-accurately: the frames, their order and their colours are those of the ffmpeg command.
 
@@ -50,6 +58,8 @@ class PyAvReader:
         self.decoded_frames = 0
         self._converter: Graph | None = None
         self._layout = (0, 0, "")
+        self._turn: _Turn | None = None
+        self._rotation = 0
         check_file(self.path)
         self._container, self._stream = open_container(self.path)
         try:
@@ -238,43 +248,61 @@ class PyAvReader:
         layout = (frame.width, frame.height, frame.format.name)
         try:
             if self._converter is None or layout != self._layout:
-                self._converter, self._layout = _rgb_converter(frame), layout
+                self._converter, self._layout = _scaler(frame, "flags=bicubic"), layout
             self._converter.vpush(frame)
-            rgb = np.asarray(self._converter.vpull().to_ndarray(), dtype=np.uint8)
+            image = self._upright(frame, np.asarray(self._converter.vpull().to_ndarray(), dtype=np.uint8))
+        except VideoError:
+            raise
         except Exception as error:  # as above
             self._converter = None  # it may hold the frame back, and give it out as the next one
             raise VideoError(f"{self.path}: cannot be converted from {layout[2]} to RGB ({reason(error)})") from error
         # The copy owns its pixels; what comes out lies in a padded frame, or in one that the decoder still uses.
-        return np.array(_display(self.path, frame, rgb), order="C")
+        return np.array(image, order="C")
+
+    def _upright(self, frame: VideoFrame, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Turn and mirror an image as its display matrix says."""
+        if self._turn is None or frame.rotation != self._rotation:
+            self._turn, self._rotation = _read_turn(self.path, frame), frame.rotation
+        image = image.swapaxes(0, 1) if self._turn.transpose else image
+        return image[:: -1 if self._turn.flip_y else 1, :: -1 if self._turn.flip_x else 1]
 
 
-def _rgb_converter(frame: VideoFrame) -> Graph:
-    """Build what the ffmpeg command builds to turn such frames into rgb24: its scale filter, with its default flags.
+def _scaler(frame: VideoFrame, options: str) -> Graph:
+    """Build a graph of ffmpeg's scale filter with these options, from frames like this one to rgb24.
 
-    PyAV's own `to_ndarray(format="rgb24")` has other flags (bilinear), heeds where chroma samples lie and takes fields
-    apart: up to 57 levels off for odd sizes, 102 for 10 bits, 255 for interlaced frames.
+    With the option "flags=bicubic" it is what the ffmpeg command builds. PyAV's own `to_ndarray(format="rgb24")` has
+    other flags (bilinear), heeds where chroma samples lie and takes fields apart: up to 57 levels off for odd sizes,
+    102 for 10 bits, 255 for interlaced frames.
     """
     graph = Graph()
     graph.threads = 1  # starting threads costs more than they save
     source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000))
-    scale, rgb24 = graph.add("scale", "flags=bicubic"), graph.add("format", "rgb24")
+    scale, rgb24 = graph.add("scale", options), graph.add("format", "rgb24")
     graph.link_nodes(source, scale, rgb24, graph.add("buffersink")).configure()
     return graph
 
 
-def _display(path: str, frame: VideoFrame, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Turn and mirror an image as its display matrix says: x' = a x + c y, y' = b x + d y.
+def _read_turn(path: str, frame: VideoFrame) -> _Turn:
+    """Read a frame's display matrix: x' = a x + c y, y' = b x + d y.
 
     Raises VideoError for what is no quarter turn. Source: libavutil/display.h.
     """
-    matrix = cast("Mapping[str, Buffer]", frame.side_data).get("DISPLAYMATRIX")
+    # PyAV ties a frame whose side data were looked at into a reference cycle, and megabytes of decoder memory with it;
+    # so look at a thumbnail's, to which the scale filter copies them.
+    graph = _scaler(frame, "2:2")
+    graph.vpush(frame)
+    matrix = _display_matrix(graph.vpull())
+    if matrix is None and frame.rotation:
+        matrix = _display_matrix(frame)
     if matrix is None:
-        return image
+        return _Turn(False, False, False)
     a, b, _, c, d = np.frombuffer(bytes(matrix), dtype=np.int32)[:5] / 65536
     if max(abs(b), abs(c)) < 0.02 * min(abs(a), abs(d)):
-        flip_y, flip_x = d < 0, a < 0
-    elif max(abs(a), abs(d)) < 0.02 * min(abs(b), abs(c)):
-        image, flip_y, flip_x = image.swapaxes(0, 1), b < 0, c < 0
-    else:
-        raise VideoError(f"{path}: is turned by other than a quarter turn", "re-encode the video upright")
-    return image[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
+        return _Turn(False, bool(d < 0), bool(a < 0))
+    if max(abs(a), abs(d)) < 0.02 * min(abs(b), abs(c)):
+        return _Turn(True, bool(b < 0), bool(c < 0))
+    raise VideoError(f"{path}: is turned by other than a quarter turn", "re-encode the video upright")
+
+
+def _display_matrix(frame: VideoFrame) -> Buffer | None:
+    return cast("Mapping[str, Buffer]", frame.side_data).get("DISPLAYMATRIX")
