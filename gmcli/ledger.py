@@ -15,6 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -165,16 +166,21 @@ class Ledger:
         if self._file:
             self._file.close()
         if self._lock:
+            with suppress(OSError):  # not empty, where a write failed; the next run clears it
+                (self.path / TEMPORARY).rmdir()
             self._lock.close()
 
     def changed(self, tasks: Iterable[VideoTask]) -> list[str]:
-        """List each question whose inputs are not those of its record, saying what was and what is."""
+        """List each answered question whose inputs are not those of its record, saying what was and what is.
+
+        Failed ones are not listed: nothing is lost when they are tried again, and their video may have been repaired.
+        """
         found = []
         for task in tasks:
             for question in task.questions:
                 record = self.records.get((task.id, question.id))
                 now = inputs_of(task, question)
-                if record and dict(record.inputs) != now:
+                if record and record.status != "failed" and dict(record.inputs) != now:
                     was = record.inputs
                     names = [n for n in (*now, *(n for n in was if n not in now)) if was.get(n) != now.get(n)]
                     found.append(
@@ -186,7 +192,7 @@ class Ledger:
     def pending(self, tasks: Iterable[VideoTask], *, retry_failed: bool = False) -> dict[str, list[str]]:
         """Return the questions that need work, by video: those without a record, changed ones, lost ones.
 
-        Failed ones are left alone unless `retry_failed`.
+        Failed ones are left alone unless `retry_failed`, or their video or text has changed.
         """
         found: dict[str, list[str]] = {}
         for task in tasks:

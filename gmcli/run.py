@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from gmcli import __version__
 from gmcli.data import ItemResult, Question, VideoTask
 from gmcli.errors import ConfigError, EnvironmentProblem
-from gmcli.executors.messages import Answered, Executor, Frames, Job, Ready
+from gmcli.executors.messages import Answered, Executor, Frames, Job, Ready, Tick
 from gmcli.files import write_file
 from gmcli.items import write_item
 from gmcli.ledger import FAILURES, RESULTS, RUN, Key, Ledger, Record, inputs_of, item_name, write_if_changed
@@ -95,6 +95,8 @@ def run(
                 match event:
                     case Ready():
                         totals.devices.append(dict(event.facts))
+                    case Tick():
+                        progress.tick()
                     case Frames():
                         progress.add_frames(event.count)
                     case Answered():

@@ -1,7 +1,7 @@
 """Be a worker without a model: speak the driver's protocol, answer by the video's id, misbehave where the id says so.
 
 dies…: kills itself on every try. dies-once…: on the first try only (it leaves a file beside the video). hangs…: says
-nothing any more. slow…: takes a second. bad…: the video is at fault. Anything else is answered at once.
+nothing any more. slow…: takes a second and a half. bad…: the video is at fault. Anything else is answered at once.
 """
 
 import os
@@ -53,7 +53,7 @@ def misbehave(job: Job) -> None:
     if name.startswith("hangs"):
         time.sleep(3600)
     if name.startswith("slow"):
-        time.sleep(1)
+        time.sleep(1.5)
 
 
 def main() -> None:

@@ -93,6 +93,16 @@ def test_changed_text_and_changed_video_are_named(tmp_path, task):
         assert ledger.changed([timed]) == ["a/q0: start was None, is 1.0"]
 
 
+def test_a_failed_question_is_tried_again_once_its_video_has_changed(tmp_path, task):
+    with Ledger.open(tmp_path / "out", IDENTITY) as ledger:
+        ledger.append(record(task, status="failed"))
+        ledger.append(record(task, "q1", status="failed"))
+        repaired = dataclasses.replace(task, size_bytes=7)
+        assert ledger.changed([repaired]) == []
+        assert ledger.pending([task]) == {}
+        assert ledger.pending([repaired]) == {"a": ["q0", "q1"]}
+
+
 def test_a_moved_video_is_the_same_video(tmp_path, task):
     with Ledger.open(tmp_path / "out", IDENTITY) as ledger:
         ledger.append(record(task))

@@ -235,6 +235,20 @@ def _check_original_config(path: Path, config: Mapping[str, Any]) -> None:
         "vocab_size",
         "max_position_embeddings",
     )
+    # What would change the forward pass and is not built here; None stands for a field that is not there.
+    built = {
+        "hidden_act": (None, "silu"),
+        "rope_scaling": (None,),
+        "mm_vision_select_feature": (None, "patch"),
+        "mm_projector_type": (None, "linear"),
+        "attention_bias": (None, False),
+    }
+    for name, values in built.items():
+        if config.get(name) not in values:
+            raise CheckpointError(
+                f"{path / 'config.json'}: {name} is {config[name]!r}; only {values[-1]!r} is known here",
+                "This is not a LISA or MoRA model as published.",
+            )
     missing = [n for n in needed if type(config.get(n)) is not int]
     if missing:
         raise CheckpointError(

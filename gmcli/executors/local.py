@@ -18,7 +18,7 @@ from pathlib import Path
 
 from gmcli.data import ItemResult
 from gmcli.errors import EnvironmentProblem
-from gmcli.executors.messages import Answered, Event, Failed, Frames, Job, Ready, WorkerSetup, logs_of
+from gmcli.executors.messages import Answered, Event, Failed, Frames, Job, Ready, Tick, WorkerSetup, logs_of
 
 log = logging.getLogger("gmcli.executor")
 
@@ -119,7 +119,10 @@ class LocalExecutor:
 
     def _events(self) -> Iterator[Event]:
         by_connection = {w.connection: w for w in self._workers}
-        for connection in wait(list(by_connection), timeout=_POLL_S):
+        heard = wait(list(by_connection), timeout=_POLL_S)
+        if not heard:
+            yield Tick()
+        for connection in heard:
             worker = by_connection[connection]  # type: ignore[index]
             try:
                 message = worker.connection.recv()

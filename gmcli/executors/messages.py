@@ -64,7 +64,12 @@ class Answered:
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
-Event = Ready | Frames | Answered
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Say that a moment has passed without news, so that whoever waits can show it."""
+
+
+Event = Ready | Frames | Answered | Tick
 
 
 class Executor(Protocol):

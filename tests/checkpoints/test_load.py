@@ -190,6 +190,21 @@ def test_a_wrong_config_is_refused(copy, bad):
         locate_checkpoint(str(copy))
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("rope_scaling", {"type": "linear", "factor": 2}),
+        ("mm_vision_select_feature", "cls_patch"),
+        ("hidden_act", "gelu"),
+        ("mm_projector_type", "mlp2x_gelu"),
+    ],
+)
+def test_what_would_change_the_forward_pass_is_refused(copy, field, value):
+    edit(copy / "config.json", **{field: value})
+    with pytest.raises(CheckpointError, match=field):
+        locate_checkpoint(str(copy))
+
+
 def test_own_configuration_errors_are_listed(tmp_path, checkpoint):
     shutil.copytree(checkpoint.files.path, tmp_path / "own")
     edit(tmp_path / "own" / "config.json", visual_tokens="rubbish", surprise=1, clip=None)

@@ -152,15 +152,13 @@ def test_broken_videos_fail_alone_and_the_run_exits_6(clips, small_folder, tmp_p
     assert "Traceback" not in result.output
     assert not (tmp_path / "out/masks").exists()
     (root / "text.mp4").write_bytes(whole)
-    again = infer(
-        manifest, small_folder, tmp_path / "out", "--mask-frames", "sampled", "--format", "rle", "--retry-failed",
-        "--redo-changed",
-    )  # fmt: skip
+    again = infer(manifest, small_folder, tmp_path / "out", "--mask-frames", "sampled", "--format", "rle")
     assert again.exit_code == 6
-    assert "4 done" in again.stdout or "failed" in again.stdout
+    assert "6 failed" in again.stdout
+    assert "2 answered now" in again.stdout
     failures = (tmp_path / "out/failures.jsonl").read_text()
-    assert '"text"' in failures
     assert '"video": "text"' not in failures
+    assert '"video": "cut"' in failures
 
 
 def test_manifest_errors_come_all_at_once_before_anything_loads(tmp_path, small_folder):
@@ -242,6 +240,25 @@ def test_signals_stop_cleanly_and_the_run_goes_on(finished, small_folder, tmp_pa
     assert "run the same command again" in stderr
     assert gmcli("status", out).stdout.splitlines()[0] == f"{out}: interrupted"
     assert infer(manifest, small_folder, out).exit_code == 0
+    assert tree(out) == tree(undisturbed)
+
+
+def children(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True)
+    return [int(line) for line in listed.stdout.split()]
+
+
+def test_a_worker_killed_at_work_is_replaced(finished, small_folder, tmp_path):
+    manifest, undisturbed, _ = finished
+    out = tmp_path / "out"
+    process = subprocess.Popen(command(manifest, small_folder, out), stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (out / "logs/worker-0.log").exists() and "video" in (out / "logs/worker-0.log").read_text())
+    for worker in children(process.pid):
+        os.kill(worker, signal.SIGKILL)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert "killed by SIGKILL" in stderr
+    assert "trying again" in stderr
     assert tree(out) == tree(undisturbed)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from gmcli.errors import CheckpointError, EnvironmentProblem
 from gmcli.executors.local import LocalExecutor, _visible
-from gmcli.executors.messages import Answered, Frames, Job, Ready
+from gmcli.executors.messages import Answered, Frames, Job, Ready, Tick
 from tests.fakes import executor, video_task
 
 
@@ -70,6 +70,11 @@ def test_a_checkpoint_that_does_not_load_ends_the_run(tmp_path):
 def test_workers_that_cannot_start_end_the_run_with_their_last_words(tmp_path):
     with pytest.raises(EnvironmentProblem, match=r"exit code 1 \(this worker cannot start\)"):
         collect(executor(tmp_path / "logs", dtype="no-start", workers=2), jobs(tmp_path, "a", "b"))
+
+
+def test_waiting_is_told(tmp_path):
+    events = collect(executor(tmp_path / "logs"), jobs(tmp_path, "slow", "slower"))
+    assert any(isinstance(e, Tick) for e in events)
 
 
 def test_no_more_workers_than_jobs(tmp_path):

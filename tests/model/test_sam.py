@@ -58,6 +58,20 @@ def test_pairs_equal_the_originals(sam, golden, recipe):
     torch.testing.assert_close(iou, want["paired_iou"], atol=5e-4, rtol=0)
 
 
+def test_all_four_mask_tokens_and_the_dense_prompt_equal_the_originals(sam, golden, recipe):
+    """The weights of the tokens that are not used are the right ones, too."""
+    want = golden("sam")
+    torch.testing.assert_close(sam.prompt_encoder.no_mask_embed.weight[0], want["dense_vector"], atol=1e-6, rtol=0)
+    masks, iou = sam.mask_decoder.predict_masks(
+        image_embeddings=recipe,
+        image_pe=sam.dense_pe(),
+        sparse_prompt_embeddings=want["text_embeds"][:1],
+        dense_prompt_embeddings=want["dense_vector"].view(1, -1, 1, 1).expand(1, -1, 64, 64),
+    )
+    torch.testing.assert_close(masks[..., ::8, ::8], want["all4_low_res_stride8"], atol=5e-4, rtol=0)
+    torch.testing.assert_close(iou, want["all4_iou"], atol=5e-4, rtol=0)
+
+
 def test_pairs_equal_segment_anythings_own_forward(sam, recipe):
     generator = torch.Generator().manual_seed(3)
     prompts = torch.randn(3, 256, generator=generator)

@@ -17,6 +17,13 @@ def test_clip_features_are_transformers_own_second_to_last_state(checkpoint):
     torch.testing.assert_close(checkpoint.model.clip_features(pixels), states[-2][:, 1:], atol=1e-6, rtol=0)
 
 
+def test_five_frames_equal_the_originals_plain_tower(checkpoint, golden):
+    pixels = golden("clip_tower")["pixel_values_f16"].float()
+    five = torch.cat([pixels, pixels[1:2].flip(-1), pixels[0:1].flip(-1)])
+    want = golden("clip_adapted_tower")["features_plain5_stride8"]
+    torch.testing.assert_close(checkpoint.model.clip_features(five)[:, ::8], want, atol=1e-4, rtol=0)
+
+
 def test_pooled_features_equal_the_originals(checkpoint, golden):
     want = golden("pooled")
     features = want["frame_features_f16"].float()
