@@ -11,19 +11,16 @@ from typing import BinaryIO
 
 import torch
 from safetensors import safe_open
+from tqdm import tqdm
 
 from gmcli import __version__
-from gmcli.checkpoints.load import DTYPES, Source, check_checkpoint, read_tensors
+from gmcli.checkpoints.load import DTYPES, STORED_TYPES, Source, check_checkpoint, read_tensors
 from gmcli.checkpoints.locate import OWN_FORMAT, CheckpointFiles, fingerprint, read_tokenizer
 from gmcli.errors import EnvironmentProblem, UsageError
+from gmcli.files import fsync_directory
 from gmcli.model.config import MoraConfig
 
-_TYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-}
+_TYPE_NAMES = {dtype: name for name, dtype in STORED_TYPES.items()}
 
 
 def convert(source: CheckpointFiles, destination: Path, dtype: str = "keep") -> int:
@@ -43,8 +40,6 @@ def convert(source: CheckpointFiles, destination: Path, dtype: str = "keep") -> 
             folder.mkdir()
             with (folder / "model.safetensors").open("wb") as file:
                 _write_safetensors(file, sources, DTYPES.get(dtype))
-                file.flush()
-                os.fsync(file.fileno())
             write_config(folder, config)
             shutil.copyfile(source.tokenizer, folder / "tokenizer.model")
             added = read_tokenizer(source).added
@@ -52,7 +47,12 @@ def convert(source: CheckpointFiles, destination: Path, dtype: str = "keep") -> 
                 folder / "added_tokens.json", {token: i for i, token in sorted((i, t) for t, i in added.items())}
             )
             (folder / "README.md").write_text(_model_card(source, config, sources, dtype), encoding="utf-8")
+            for path in folder.iterdir():
+                with path.open("rb") as written:
+                    os.fsync(written.fileno())
+            fsync_directory(folder)
             folder.rename(destination)
+            fsync_directory(destination.parent)
     except OSError as error:
         raise EnvironmentProblem(f"{destination}: cannot be written ({error.strerror})") from None
     return len(sources)
@@ -72,11 +72,10 @@ def _write_safetensors(file: BinaryIO, sources: Mapping[str, Source], dtype: tor
 
     Source: safetensors README, "Format".
     """
-    types = _stored_types(sources)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name in sorted(sources):
-        kind = dtype or types[name]
+        kind = dtype or sources[name].dtype
         size = torch.Size(sources[name].shape).numel() * kind.itemsize
         header[name] = {
             "dtype": _TYPE_NAMES[kind],
@@ -87,13 +86,10 @@ def _write_safetensors(file: BinaryIO, sources: Mapping[str, Source], dtype: tor
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     file.write(struct.pack("<Q", len(encoded)) + encoded)
-    for name, tensor in _in_order(sources):
-        data = tensor.to(dtype or types[name]).reshape(-1).contiguous()
+    # A bar on a terminal, nothing elsewhere.
+    for name, tensor in tqdm(_in_order(sources), total=len(sources), unit="tensor", disable=None):
+        data = tensor.to(dtype or sources[name].dtype).reshape(-1).contiguous()
         file.write(data.view(torch.uint8).numpy().data)
-
-
-def _stored_types(sources: Mapping[str, Source]) -> dict[str, torch.dtype]:
-    return {name: tensor.dtype for name, tensor in _in_order(sources)}
 
 
 def _in_order(sources: Mapping[str, Source]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -19,6 +19,8 @@ from gmcli.model.generate import SpecialIds
 from gmcli.model.mora import Mora, build_on_meta, restore_buffers
 from gmcli.model.tokenizer import Tokenizer
 
+# Names of types in safetensors files.
+STORED_TYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -34,11 +36,12 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Locate one tensor: the file, its name there, its shape."""
+    """Locate one tensor: the file, its name there, its shape and type."""
 
     file: Path
     key: str
     shape: tuple[int, ...]
+    dtype: torch.dtype
 
 
 def load_checkpoint(
@@ -161,24 +164,31 @@ def _dtype_of(key: str, dtype: str) -> torch.dtype:
 def _collect(files: tuple[Path, ...], rename: Any) -> dict[str, Source]:
     found: dict[str, Source] = {}
     for file in files:
-        for key, shape in _shapes(file):
+        for key, shape, dtype in _headers(file):
             ours = rename(key)
             if ours is None:
                 continue
+            if not isinstance(dtype, torch.dtype) or dtype not in STORED_TYPES.values():
+                raise CheckpointError(
+                    f"{file}: {key} is stored as {dtype}; only floating-point weights are known here",
+                    "Use the checkpoint as it was before it was quantised.",
+                )
             if ours in found:
                 raise CheckpointError(f"{file}: {key} is also in {found[ours].file.name}")
-            found[ours] = Source(file, key, shape)
+            found[ours] = Source(file, key, shape, dtype)
     return found
 
 
-def _shapes(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _headers(file: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype | str]]:
+    """Yield name, shape and type of every tensor without reading its values."""
     if file.suffix == ".safetensors":
         with _open_safetensors(file) as opened:
             for key in opened.keys():  # noqa: SIM118 (not a mapping)
-                yield key, tuple(opened.get_slice(key).get_shape())
+                header = opened.get_slice(key)
+                yield key, tuple(header.get_shape()), STORED_TYPES.get(header.get_dtype(), header.get_dtype())
     else:
         for key, tensor in _load_bin(file).items():
-            yield key, tuple(tensor.shape)
+            yield key, tuple(tensor.shape), tensor.dtype
 
 
 def read_tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:

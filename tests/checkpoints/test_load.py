@@ -119,6 +119,20 @@ def test_every_wrong_key_is_named(copy):
         assert line in caught.value.message
 
 
+def test_quantised_weights_are_refused(copy):
+    shard = copy / "pytorch_model-00002-of-00002.bin"
+    state = torch.load(shard, weights_only=True)
+    state["model.text_hidden_fcs.0.2.bias"] = torch.zeros(256, dtype=torch.int8)
+    torch.save(state, shard)
+    with pytest.raises(CheckpointError, match=r"stored as torch\.int8"):
+        load_checkpoint(str(copy))
+    for path in (*copy.glob("*.bin"), copy / "pytorch_model.bin.index.json"):
+        path.unlink()
+    save_file({"model.norm.weight": torch.zeros(64, dtype=torch.int8)}, copy / "model.safetensors")
+    with pytest.raises(CheckpointError, match="stored as I8"):
+        load_checkpoint(str(copy))
+
+
 def test_a_pickle_with_code_is_refused_and_not_run(copy, tmp_path):
     class Evil:
         def __reduce__(self):

@@ -244,8 +244,7 @@ def test_signals_stop_cleanly_and_the_run_goes_on(finished, small_folder, tmp_pa
 
 
 def children(pid: int) -> list[int]:
-    listed = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True)
-    return [int(line) for line in listed.stdout.split()]
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_a_worker_killed_at_work_is_replaced(finished, small_folder, tmp_path):
