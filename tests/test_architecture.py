@@ -28,6 +28,7 @@ ALLOWED = {
     "files": set(),
     "logs": set(),
     "devices": set(),
+    "metrics": set(),
     "yaml_lines": FLOOR,
     "yaml_fields": FLOOR,
     "config": FLOOR,
@@ -54,6 +55,7 @@ HEAVY = {"torch", "torchvision", "transformers", "segment_anything"}
 NO_HEAVY = [
     "errors",
     "data",
+    "metrics",
     "config",
     "manifest",
     "video",

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option("--reader", type=click.Choice(READERS), help="Video reader.  [default: pyav]")
 @click.option("--max-new-tokens", type=int, metavar="N", help="Longest answer.  [default: 64]")
 @click.option("--gpus", metavar="LIST", help='One worker a GPU: "0,1"; or cpu.  [default: all GPUs, else cpu]')
-@click.option("--workers", type=int, metavar="N", help="Worker processes on the CPU.  [default: 1]")
+@click.option("--workers", type=int, metavar="N", help="That many worker processes on the CPU.  [default: 1]")
 @click.option("--attention", type=click.Choice(ATTENTIONS), help="[default: auto: flash-attn if it can, else sdpa]")
 @click.option("--stall-timeout-s", type=int, metavar="S", help="Replace a worker silent for so long.  [default: 1800]")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N videos.")
@@ -75,8 +75,6 @@ def infer(
     tasks = read_manifest(manifest)[:limit]
     files = locate_checkpoint(config.checkpoint, revision=config.revision, vision_tower=config.vision_tower)
     gpus = _devices(config)
-    if gpus is not None and config.workers is not None:
-        raise UsageError("workers is for the CPU: a GPU has one worker", "Leave it out, or use --gpus cpu.")
     dtype = config.dtype if config.dtype != "auto" else ("fp32" if gpus is None else "bf16")
     identity = Identity(
         settings=config.to_json() | {"dtype": dtype},
@@ -160,11 +158,13 @@ def _infer(
 
 
 def _devices(config: RunConfig) -> list[str] | None:
-    """Return the GPUs to use, or None for the CPU."""
+    """Return the GPUs to use, or None for the CPU. A number of workers asks for the CPU, where nothing else is asked."""
     from gmcli.devices import gpu_count
 
-    if config.gpus == "cpu":
+    if config.gpus == "cpu" or (config.gpus == "auto" and config.workers is not None):
         return None
+    if config.workers is not None:
+        raise UsageError("workers is for the CPU: a GPU has one worker", "Leave it out, or use --gpus cpu.")
     found = gpu_count()
     if config.gpus == "auto":
         return [str(i) for i in range(found)] or None

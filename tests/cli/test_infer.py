@@ -262,6 +262,7 @@ def test_a_worker_killed_at_work_is_replaced(finished, small_folder, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_twenty_kills_of_the_real_command(finished, small_folder, tmp_path):
     """SIGKILL `gmcli infer` at twenty random moments, each time going on where it was; the tree is an undisturbed run's."""
     manifest, undisturbed, _ = finished
@@ -316,3 +317,27 @@ def test_an_original_checkpoint_runs_and_converts(finished, original_folder, tmp
     result = infer(manifest, tmp_path / "own", tmp_path / "converted", "--mask-frames", "1")
     assert result.exit_code == 0, result.output
     assert tree(tmp_path / "original/items") == tree(tmp_path / "converted/items")
+
+
+def test_an_error_of_the_operating_system_is_one_line(monkeypatch, manifest, small_folder, tmp_path):
+    def fail(*arguments):
+        raise OSError(28, "No space left on device", "/somewhere/\x1b[31mlog")
+
+    monkeypatch.setattr("gmcli.manifest.read_manifest", fail)
+    result = infer(manifest, small_folder, tmp_path / "out")
+    assert result.exit_code == 4
+    assert "error: /somewhere/\\x1b[31mlog: No space left on device" in result.stderr
+
+
+def test_workers_and_gpus_contradict_each_other(manifest, small_folder, tmp_path):
+    result = infer(manifest, small_folder, tmp_path / "out", "--gpus", "0,1", "--workers", "2")
+    assert result.exit_code == 2
+    assert "a GPU has one worker" in result.stderr
+
+
+def test_a_folder_that_holds_other_things_is_refused(manifest, small_folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/notes.txt").write_text("mine")
+    result = infer(manifest, small_folder, tmp_path / "out")
+    assert result.exit_code == 3
+    assert "notes.txt" in result.stderr

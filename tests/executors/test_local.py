@@ -6,10 +6,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from gmcli.checkpoints.locate import locate_checkpoint
+from gmcli.config import RunConfig
 from gmcli.errors import CheckpointError, EnvironmentProblem
 from gmcli.executors.local import LocalExecutor, _visible
-from gmcli.executors.messages import Answered, Frames, Job, Ready, Tick
+from gmcli.executors.messages import Answered, Frames, Job, Ready, Tick, WorkerSetup
 from tests.fakes import executor, video_task
 
 
@@ -56,8 +59,8 @@ def test_a_video_that_kills_twice_is_marked_failed_and_the_rest_goes_on(tmp_path
 
 
 def test_a_worker_without_a_sign_of_life_is_replaced(tmp_path):
-    found = answers(collect(executor(tmp_path / "logs", stall_timeout_s=1), jobs(tmp_path, "hangs", "a")))
-    assert "no sign of life for 1 s" in found["hangs"][0].error
+    found = answers(collect(executor(tmp_path / "logs", stall_timeout_s=3), jobs(tmp_path, "hangs", "a")))
+    assert "no sign of life for 3 s" in found["hangs"][0].error
     assert found["a"][0].status == "done"
 
 
@@ -91,6 +94,16 @@ def test_close_ends_a_worker_at_work(tmp_path):
     assert time.monotonic() - start < 5
     with pytest.raises(ProcessLookupError):
         os.kill(ready.facts["pid"], 0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_real_worker_without_a_gpu_says_so_and_does_not_fall_back(tmp_path):
+    setup = WorkerSetup(
+        files=locate_checkpoint("demo"), config=RunConfig(), device="cuda", dtype="bf16", threads=1, log_format="text"
+    )
+    runner = LocalExecutor(setup, gpus=["0"], workers=1, logs=tmp_path, stall_timeout_s=60)
+    with pytest.raises(EnvironmentProblem, match="sees no GPU"):
+        collect(runner, jobs(tmp_path, "a"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel for a signal")
