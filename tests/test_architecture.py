@@ -46,9 +46,11 @@ ALLOWED = {
     "executors": SEGMENTER | {"segmenter", "executors"},
     "run": RUN,
     "status": FLOOR | {"ledger"},
+    "datasets": FLOOR | {"manifest", "datasets"},
+    "evaluate": MASKS | {"ledger", "items", "metrics", "video"},
     "verify": RUN | {"run"},
     "doctor": CHECKPOINTS,
-    "cli": CHECKPOINTS | RUN | {"cli", "run", "status", "verify", "doctor", "manifest"},
+    "cli": CHECKPOINTS | RUN | {"cli", "run", "status", "verify", "doctor", "manifest", "datasets", "evaluate"},
     "share": set(),
 }
 HEAVY = {"torch", "torchvision", "transformers", "segment_anything"}
@@ -66,6 +68,8 @@ NO_HEAVY = [
     "verify",
     "status",
     "doctor",
+    "datasets",
+    "evaluate",
 ]
 
 

@@ -8,7 +8,9 @@ import click
 from gmcli import __version__
 from gmcli.cli.convert import convert
 from gmcli.cli.doctor import doctor
+from gmcli.cli.evaluate import evaluate
 from gmcli.cli.infer import infer
+from gmcli.cli.manifest import manifest
 from gmcli.cli.status import status
 from gmcli.cli.verify import verify
 from gmcli.errors import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, GmcliError
@@ -53,7 +55,7 @@ def cli() -> None:
     """
 
 
-for command in (infer, status, verify, convert, doctor):
+for command in (infer, status, verify, manifest, evaluate, convert, doctor):
     cli.add_command(command)
 
 

@@ -1,0 +1,1 @@
+"""Turn the layouts of published datasets into manifests."""
