@@ -408,7 +408,7 @@ def test_frames_that_cannot_be_read_are_refused(tmp_path):
         silent_scores(manifest)
     for path in (tmp_path / "clip" / "images").iterdir():
         path.unlink()
-    with pytest.raises(ConfigError, match="a folder without frames"):
+    with pytest.raises(ConfigError, match="a folder without images"):
         silent_scores(manifest)
 
 
