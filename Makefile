@@ -28,11 +28,13 @@ coverage: $(VENV)/.installed-dev
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	@echo 'Installing gmcli and torch into $(VENV): some GB, a few minutes.'
 	$(BIN)/pip install --disable-pip-version-check --quiet -e .
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	@echo 'Installing gmcli, torch and the development tools into $(VENV): some GB, a few minutes.'
 	$(BIN)/pip install --disable-pip-version-check --quiet -e '.[dev]'
 	touch $@
 
