@@ -223,12 +223,19 @@ def wait_for(condition, timeout_s=60):
         time.sleep(0.02)
 
 
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_signals_stop_cleanly_and_the_run_goes_on(finished, small_folder, tmp_path, sent):
     manifest, undisturbed, _ = finished
     out = tmp_path / "out"
     process = subprocess.Popen(command(manifest, small_folder, out), stderr=subprocess.PIPE, text=True)
     wait_for(lambda: (out / "items").exists())
+    # Hold the workers, so that the run cannot end while others knock at its door.
+    for worker in children(process.pid):
+        os.kill(worker, signal.SIGSTOP)
     second = subprocess.run(command(manifest, small_folder, out), capture_output=True, text=True)
     assert second.returncode == 7
     assert "another run holds this directory" in second.stderr
@@ -241,10 +248,6 @@ def test_signals_stop_cleanly_and_the_run_goes_on(finished, small_folder, tmp_pa
     assert gmcli("status", out).stdout.splitlines()[0] == f"{out}: interrupted"
     assert infer(manifest, small_folder, out).exit_code == 0
     assert tree(out) == tree(undisturbed)
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_a_worker_killed_at_work_is_replaced(finished, small_folder, tmp_path):
