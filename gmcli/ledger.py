@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Self
 
 import yaml
 
-from gmcli.data import Question, VideoTask
+from gmcli.data import Question, Status, VideoTask
 from gmcli.errors import ConfigError, EnvironmentProblem, RunLocked
 from gmcli.files import TEMPORARY, clear_temporary, fsync_directory, make_directories, write_file
 
@@ -36,6 +36,8 @@ ITEMS = "items"
 MASKS = "masks"
 LOGS = "logs"
 OURS = frozenset({LEDGER, CONFIG, LOCK, RESULTS, FAILURES, RUN, ITEMS, MASKS, LOGS, TEMPORARY})
+
+STATUSES: tuple[Status, ...] = ("done", "no_target", "failed")
 
 Key = tuple[str, str]
 
@@ -309,7 +311,7 @@ def _parse(line: bytes) -> Record | None:
     good = (
         isinstance(record.video, str)
         and isinstance(record.question, str)
-        and record.status in ("done", "no_target", "failed")
+        and record.status in STATUSES
         and isinstance(record.inputs, dict)
         and (isinstance(record.error, str) if record.status == "failed" else isinstance(record.sha256, str))
     )
@@ -370,6 +372,17 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"{path / CONFIG}: not a run's settings")
     return value
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Read run.json; return an empty dictionary where no run has left one that can be read."""
+    try:
+        value = json.loads((path / RUN).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    sections = ("totals", "fingerprints")
+    good = isinstance(value, dict) and "state" in value and all(isinstance(value.get(s), dict) for s in sections)
+    return value if good else {}
 
 
 def _remove_results(path: Path) -> None:

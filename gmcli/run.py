@@ -1,6 +1,7 @@
 """Run a manifest: plan, hand out, write, record. The driver alone writes results, so there are no locks inside a run."""
 
 import errno
+import hashlib
 import json
 import logging
 import platform
@@ -19,7 +20,19 @@ from gmcli.errors import ConfigError, EnvironmentProblem
 from gmcli.executors.messages import Answered, Executor, Frames, Job, Ready, Tick
 from gmcli.files import write_file
 from gmcli.items import write_item
-from gmcli.ledger import FAILURES, RESULTS, RUN, Key, Ledger, Record, inputs_of, item_name, write_if_changed
+from gmcli.ledger import (
+    FAILURES,
+    RESULTS,
+    RUN,
+    STATUSES,
+    Key,
+    Ledger,
+    Record,
+    inputs_of,
+    item_name,
+    read_run,
+    write_if_changed,
+)
 from gmcli.progress import Progress
 
 log = logging.getLogger("gmcli.run")
@@ -157,17 +170,16 @@ class _Totals:
 def _finish(ledger: Ledger, tasks: Sequence[VideoTask], totals: _Totals, state: str) -> Outcome:
     """Write the summaries: the ledger in order, results.json, failures.jsonl, run.json."""
     ledger.compact(tasks)
-    keys = [(t.id, q.id) for t in tasks for q in t.questions]
-    records = [ledger.records[k] for k in keys if k in ledger.records]
+    records = _records_of(ledger, tasks)
     statuses = Counter(r.status for r in records)
     outcome = Outcome(
         done=statuses["done"],
         no_target=statuses["no_target"],
         failed=statuses["failed"],
-        pending=len(keys) - len(records),
+        pending=sum(len(t.questions) for t in tasks) - len(records),
         worked=totals.worked,
     )
-    if totals.worked or not _is_finished(ledger.path, len(keys)):
+    if totals.worked or not _is_finished(ledger.path, tasks):
         write_if_changed(ledger.path, FAILURES, failures_content(records))
         answered = [r.key for r in records if r.status != "failed"]
         write_file(ledger.path, RESULTS, lambda file: write_results(ledger.path, answered, file))
@@ -175,14 +187,25 @@ def _finish(ledger: Ledger, tasks: Sequence[VideoTask], totals: _Totals, state: 
     return outcome
 
 
-def _is_finished(path: Path, questions: int) -> bool:
-    """Say whether the summaries are those of a finished run of so many questions: then there is nothing to do again."""
-    try:
-        value = json.loads((path / RUN).read_bytes())
-        finished: bool = value["state"] == "finished" and value["totals"]["questions"] == questions
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return finished and (path / RESULTS).is_file() and (path / FAILURES).is_file()
+def _records_of(ledger: Ledger, tasks: Sequence[VideoTask]) -> list[Record]:
+    """Return the records of the manifest's questions, in its order; the ledger may hold those of former manifests, too."""
+    keys = ((t.id, q.id) for t in tasks for q in t.questions)
+    return [ledger.records[key] for key in keys if key in ledger.records]
+
+
+def _is_finished(path: Path, tasks: Sequence[VideoTask]) -> bool:
+    """Say whether the summaries are those of a finished run of these questions: then there is nothing to do again."""
+    run = read_run(path)
+    return (
+        run.get("state") == "finished"
+        and run["fingerprints"].get("questions") == _questions_sha256(tasks)
+        and (path / RESULTS).is_file()
+        and (path / FAILURES).is_file()
+    )
+
+
+def _questions_sha256(tasks: Sequence[VideoTask]) -> str:
+    return hashlib.sha256("".join(f"{t.id}/{q.id}\n" for t in tasks for q in t.questions).encode()).hexdigest()
 
 
 def failures_content(records: Sequence[Record]) -> bytes:
@@ -211,15 +234,19 @@ def write_results(root: Path, keys: Sequence[Key], file: BinaryIO) -> None:
 
 def _write_run_file(ledger: Ledger, tasks: Sequence[VideoTask], totals: _Totals, state: str) -> None:
     """Write run.json: how the results were made, and what this run took."""
-    statuses = Counter(r.status for r in ledger.records.values())
+    statuses = Counter(r.status for r in _records_of(ledger, tasks))
     value = {
         "state": state,
         "totals": {
             "videos": len(tasks),
             "questions": sum(len(t.questions) for t in tasks),
-            **{status: statuses[status] for status in ("done", "no_target", "failed")},
+            **{str(status): statuses[status] for status in STATUSES},
         },
-        "fingerprints": {"checkpoint": ledger.identity.checkpoint_sha256, "config": ledger.identity.config_sha256},
+        "fingerprints": {
+            "checkpoint": ledger.identity.checkpoint_sha256,
+            "config": ledger.identity.config_sha256,
+            "questions": _questions_sha256(tasks),
+        },
         "started": totals.started.isoformat(timespec="seconds"),
         "wall_seconds": round(time.monotonic() - totals.clock, 3),
         "stage_seconds": {k: round(v, 3) for k, v in sorted(totals.seconds.items())},

@@ -1,11 +1,10 @@
 """Read how far a run is, without touching its directory."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from gmcli.ledger import RUN, is_running, read_config, read_records
+from gmcli.ledger import is_running, read_config, read_records, read_run
 
 
 def read_status(path: Path) -> dict[str, Any]:
@@ -16,11 +15,8 @@ def read_status(path: Path) -> dict[str, Any]:
     """
     config = read_config(path)
     records, damaged = read_records(path)
-    try:
-        run = json.loads((path / RUN).read_bytes())
-        totals, said = dict(run["totals"]), str(run["state"])
-    except (OSError, ValueError, KeyError, TypeError):
-        totals, said = {}, "running"
+    run = read_run(path)
+    totals, said = run.get("totals", {}), run.get("state")
     if is_running(path):
         state = "running"
     else:

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,13 @@ from gmcli.ledger import (
     LEDGER,
     MASKS,
     RESULTS,
+    STATUSES,
     Key,
     Record,
     is_running,
     item_name,
     read_records,
+    read_run,
     take_lock,
 )
 from gmcli.run import failures_content, write_results
@@ -110,25 +111,23 @@ class _Compare(io.RawIOBase):
 
 
 def _check_summaries(path: Path, records: dict[Key, Record]) -> Iterator[str]:
-    """Compare results.json and failures.jsonl with the records. A run that was killed has not written them yet."""
-    if not _finished(path):
+    """Compare results.json and failures.jsonl with the records. A run that was killed has not written them yet.
+
+    They hold what the last run's manifest asked; the ledger has that first, and then what former manifests asked.
+    """
+    run = read_run(path)
+    if run.get("state") not in ("finished", "interrupted"):
         return
-    answered = [r.key for r in records.values() if r.status != "failed"]
+    summed_up = list(records.values())[: sum(run["totals"].get(status, 0) for status in STATUSES)]
+    answered = [r.key for r in summed_up if r.status != "failed"]
     try:
         with (path / RESULTS).open("rb") as file:
             compare = _Compare(file)
             write_results(path, answered, compare)  # type: ignore[arg-type]
             if not compare.equal or file.read(1):
                 yield f"{RESULTS}: does not hold what the recorded items hold"
-        if (path / FAILURES).read_bytes() != failures_content(list(records.values())):
+        if (path / FAILURES).read_bytes() != failures_content(summed_up):
             yield f"{FAILURES}: does not hold the recorded failures"
     except OSError as error:
         name = Path(str(error.filename)).name
         yield f"{RESULTS}, {FAILURES}: cannot be compared ({name}: {error.strerror})"
-
-
-def _finished(path: Path) -> bool:
-    try:
-        return bool(json.loads((path / "run.json").read_bytes())["state"] != "running")
-    except (OSError, ValueError, KeyError, TypeError):
-        return False

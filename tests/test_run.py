@@ -104,6 +104,18 @@ def test_new_questions_are_added_to_an_old_run(tmp_path, tasks):
     assert len(json.loads((out / "results.json").read_text())["results"]) == 2
 
 
+def test_summaries_are_those_of_the_last_manifest(tmp_path, tasks):
+    """Also where an equal number of questions was asked before, and where the ledger knows more than the manifest."""
+    out = tmp_path / "out"
+    run_inline(out, tasks)
+    for asked in (tasks[1:2], tasks[:1], tasks[2:], tasks):
+        run_inline(out, asked)
+        results = json.loads((out / "results.json").read_text())["results"]
+        assert [(r["video"], r["question"]) for r in results] == [(t.id, q.id) for t in asked for q in t.questions]
+        assert verify(out).problems == ()
+        assert read_status(out)["questions"] == len(results)
+
+
 def test_changed_questions_are_refused_and_redone_when_asked(tmp_path, tasks):
     out = tmp_path / "out"
     run_inline(out, tasks)
