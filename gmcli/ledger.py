@@ -25,6 +25,7 @@ import yaml
 from gmcli.data import Question, Status, VideoTask
 from gmcli.errors import ConfigError, EnvironmentProblem, RunLocked
 from gmcli.files import TEMPORARY, clear_temporary, fsync_directory, make_directories, write_file
+from gmcli.text import shorten
 
 LEDGER = "ledger.jsonl"
 CONFIG = "config.yaml"
@@ -411,5 +412,4 @@ def write_if_changed(path: Path, name: str, content: bytes) -> None:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else text[:119] + "…"
+    return shorten(repr(value), 120)

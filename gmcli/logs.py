@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from gmcli.text import printable
+
 
 class JsonFormatter(logging.Formatter):
     """Write a record as one line of JSON with time, level, logger, message and, if any, the trace."""
@@ -31,8 +33,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, and the trace below it."""
         stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
-        message = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in record.getMessage())
-        line = f"{stamp} {record.levelname.lower():7} {message}"
+        line = f"{stamp} {record.levelname.lower():7} {printable(record.getMessage())}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 

@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from gmcli.data import GroundTruth, Question, VideoTask
 from gmcli.errors import ManifestError
+from gmcli.text import shorten
 from gmcli.yaml_lines import (
     BOOLEAN,
     BROKEN,
@@ -35,7 +36,6 @@ from gmcli.yaml_lines import (
     load_yaml,
     quote,
     read_json_lines,
-    shorten,
 )
 
 VERSION = 1
@@ -55,8 +55,8 @@ _GROUND_TRUTH = ("masks", "object_ids", "start", "end")
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # C0 and C1 control characters, and halves of surrogate pairs, which no file can be written with.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_CONTROL_IN_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+CONTROL_IN_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _NOT_IN_PATH = re.compile(r"[\x00\ud800-\udfff]")
 
 
@@ -193,7 +193,7 @@ def _question(scope: _Scope, node: Node, seen: dict[str, tuple[str, int]]) -> Qu
     problems = scope.problems
     fields = _fields(problems, node, "a question", _QUESTION, required=("id", "text"))
     question_id = _id(problems, fields, "question", seen)
-    text = _string(problems, fields, "text", forbidden=_CONTROL_IN_TEXT)
+    text = _string(problems, fields, "text", forbidden=CONTROL_IN_TEXT)
     if text is not None and PLACEHOLDER in text:
         problems.add(fields["text"].at, f"'text' must not contain the reserved {PLACEHOLDER!r}")
     question_type = _type(problems, fields) if "type" in fields else scope.default_type
@@ -264,9 +264,7 @@ def _items(problems: Problems, fields: dict[str, Node], name: str) -> list[Node]
     return items
 
 
-def _string(
-    problems: Problems, fields: dict[str, Node], name: str, forbidden: re.Pattern[str] = _CONTROL
-) -> str | None:
+def _string(problems: Problems, fields: dict[str, Node], name: str, forbidden: re.Pattern[str] = CONTROL) -> str | None:
     node = fields.get(name)
     if node is None:
         return None

@@ -15,6 +15,8 @@ from typing import Any, BinaryIO, NoReturn
 
 import yaml
 
+from gmcli.text import shorten
+
 MAX_DEPTH = 16
 MAX_VALUES = 5_000_000  # of one YAML file, keys included; each costs some 200 bytes and 5 µs
 MAX_LINE_VALUES = 1_000_000  # of one JSON line
@@ -102,11 +104,6 @@ class Node:
         if self.kind == STRING:
             return f"the string {quote(self.value)}"
         return f"{self.kind} ({shorten(self.raw)})" if self.raw and self.kind != NULL else self.kind
-
-
-def shorten(text: str, limit: int = 60) -> str:
-    """Return `text`, or its beginning and an ellipsis, in at most `limit` characters."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def quote(text: str, limit: int = 60) -> str:

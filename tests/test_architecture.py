@@ -13,7 +13,7 @@ from gmcli.cli.main import cli
 PACKAGE = Path(__file__).parent.parent / "gmcli"
 
 # Each room with the rooms it may use. Imports point down only.
-FLOOR = {"errors", "data", "resources", "logs", "devices", "files", "yaml_lines", "yaml_fields", "config", ""}
+FLOOR = {"errors", "text", "data", "resources", "logs", "devices", "files", "yaml_lines", "yaml_fields", "config", ""}
 MASKS = FLOOR | {"masks"}
 MODEL = FLOOR | {"model"}
 CHECKPOINTS = MODEL | {"checkpoints"}
@@ -23,10 +23,11 @@ ALLOWED = {
     "": FLOOR,
     "__main__": {"cli"},
     "errors": set(),
+    "text": set(),
     "data": set(),
     "resources": set(),
     "files": set(),
-    "logs": set(),
+    "logs": FLOOR,
     "devices": set(),
     "metrics": set(),
     "yaml_lines": FLOOR,

@@ -47,17 +47,15 @@ class VisionTowerFiles:
     weights: tuple[Path, ...]
 
 
-def locate_checkpoint(
-    ref: str, *, revision: str | None = None, vision_tower: str | None = None, hub: bool = True
-) -> CheckpointFiles:
+def locate_checkpoint(ref: str, *, revision: str | None = None, vision_tower: str | None = None) -> CheckpointFiles:
     """Find a checkpoint by folder, hub name or "demo" (the one that ships with gmcli).
 
     vision_tower: overrides the folder or hub name that an original checkpoint names.
-    hub: whether names that are no folder may be looked up on the hub (its cache and offline mode are respected).
+    Names that are no folder are looked up on the hub; its cache and offline mode are respected.
     Raises CheckpointError where files are missing or [SEG] is not in the vocabulary, UsageError where an argument does not
     apply.
     """
-    path = _folder(ref, revision, hub)
+    path = _folder(ref, revision)
     config = _read_json(path / "config.json")
     own = "format" in config
     if own and vision_tower is not None:
@@ -79,7 +77,7 @@ def locate_checkpoint(
         config=config,
         weights=_weight_files(path),
         tokenizer=tokenizer,
-        vision_tower=None if own else _locate_tower(path, config, vision_tower, hub),
+        vision_tower=None if own else _locate_tower(path, config, vision_tower),
     )
     read_tokenizer(files)
     return files
@@ -130,7 +128,7 @@ def _file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _folder(ref: str, revision: str | None, hub: bool) -> Path:
+def _folder(ref: str, revision: str | None) -> Path:
     path = share_dir("checkpoints") / _DEMO_FOLDER if ref == DEMO else Path(ref)
     if revision is not None and path.is_dir():
         raise UsageError(f"{ref}: a folder has no revision", "Leave --revision out, or give a hub name.")
@@ -138,7 +136,7 @@ def _folder(ref: str, revision: str | None, hub: bool) -> Path:
         return path.resolve()
     if path.exists():
         raise CheckpointError(f"{ref}: a checkpoint is a folder, this is a file", "Name the folder that holds it.")
-    if hub and _HUB_NAME.fullmatch(ref):
+    if _HUB_NAME.fullmatch(ref):
         return _from_hub(ref, revision)
     raise CheckpointError(
         f"{ref}: no such checkpoint", f'Give a folder, a hub name such as "xinlai/LISA-7B-v1", or "{DEMO}".'
@@ -166,7 +164,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
     return folder
 
 
-def _locate_tower(checkpoint: Path, config: Mapping[str, Any], override: str | None, hub: bool) -> VisionTowerFiles:
+def _locate_tower(checkpoint: Path, config: Mapping[str, Any], override: str | None) -> VisionTowerFiles:
     named = override or config.get("mm_vision_tower") or config.get("vision_tower")
     if not isinstance(named, str):
         raise CheckpointError(
@@ -177,7 +175,7 @@ def _locate_tower(checkpoint: Path, config: Mapping[str, Any], override: str | N
     folder = next((c for c in candidates if c.is_dir()), None)
     if folder is None:
         try:
-            folder = _folder(named, None, hub)
+            folder = _folder(named, None)
         except GmcliError as error:
             raise CheckpointError(
                 f"{checkpoint}: its vision tower was not found. {error.message}",

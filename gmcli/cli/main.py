@@ -14,6 +14,7 @@ from gmcli.cli.manifest import manifest
 from gmcli.cli.status import status
 from gmcli.cli.verify import verify
 from gmcli.errors import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, GmcliError
+from gmcli.text import printable
 
 
 class Commands(click.Group):
@@ -38,11 +39,6 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted; run the same command again to go on", err=True)
             sys.exit(EXIT_INTERRUPTED)
-
-
-def printable(text: str) -> str:
-    """Escape control characters: file names and questions may come from strangers."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from gmcli.errors import ConfigError, ManifestError
-from gmcli.manifest import MAX_OBJECT_ID, MAX_TYPE_CHARS, PLACEHOLDER, VERSION, read_manifest
+from gmcli.manifest import CONTROL, CONTROL_IN_TEXT, MAX_OBJECT_ID, MAX_TYPE_CHARS, PLACEHOLDER, VERSION, read_manifest
+from gmcli.text import shorten
 
 FPS = 6
 MAX_JSON_BYTES = 256 << 20
@@ -25,8 +26,6 @@ _JSONL_SUFFIXES = (".jsonl", ".ndjson")
 
 # The manifest's own rules. They are repeated here to name the question; `read_manifest` has the last word.
 _ID = re.compile(r"(?!\.)(?!.*\.\.)[A-Za-z0-9._-]{1,128}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_CONTROL_IN_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 _CLIP = re.compile(r".+_([0-9]{0,2})([0-9]{2})([0-9]{2})_([0-9]{0,2})([0-9]{2})([0-9]{2})")
 _TIME = re.compile(r"(?:([0-9]{1,2}):)?([0-9]{1,2}):([0-9]{2})")
@@ -149,10 +148,10 @@ def _question(
             problems.append(f"{name}: 'action_start' lies outside the clip that the id {_shown(video)} names")
         # An end beyond the clip's is a sloppy annotation that changes no score: there are no frames to score.
         start, end = start - clip[0], end - clip[0]
-    text = _text(fields, "question", name, _CONTROL_IN_TEXT, problems)
+    text = _text(fields, "question", name, CONTROL_IN_TEXT, problems)
     if PLACEHOLDER in text:
         problems.append(f"{name}: 'question' must not contain the reserved {PLACEHOLDER!r}")
-    question_type = _text(fields, "q_type", name, _CONTROL, problems)
+    question_type = _text(fields, "q_type", name, CONTROL, problems)
     if len(question_type) > MAX_TYPE_CHARS:
         problems.append(f"{name}: 'q_type' is longer than {MAX_TYPE_CHARS} characters: {_shown(question_type)}")
     objects = _object_ids(fields.get("obj_id"), name, problems)
@@ -228,7 +227,7 @@ def _state(fields: dict[str, Any], field: str, wanted: str) -> str:
 
 def _shown(value: object) -> str:
     text = value if isinstance(value, str) and value.isprintable() else repr(value)
-    return text if len(text) <= 80 else text[:79] + "…"
+    return shorten(text, 80)
 
 
 def _root(videos: Path, output: Path) -> str:

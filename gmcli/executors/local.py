@@ -145,7 +145,7 @@ class LocalExecutor:
         now = time.monotonic()
         for worker in [w for w in self._workers if w.job and now - w.silent_since > self._stall_timeout_s]:
             worker.process.kill()
-            yield from self._bury(worker, f"no sign of life for {self._stall_timeout_s:.0f} s")
+            yield from self._bury(worker, f"gave no sign of life for {self._stall_timeout_s:.0f} s")
 
     def _bury(self, worker: _Worker, reason: str | None) -> Iterator[Event]:
         """Replace a worker that has ended, and try its video again or give it up."""

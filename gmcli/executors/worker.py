@@ -10,11 +10,15 @@ import os
 import signal
 import sys
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 from gmcli.data import ItemResult
 from gmcli.errors import GmcliError, ItemError
 from gmcli.executors.messages import Answered, Failed, Frames, Job, Ready, WorkerSetup
 from gmcli.logs import set_up_logging
+
+if TYPE_CHECKING:
+    from gmcli.segmenter import Segmenter
 
 log = logging.getLogger("gmcli.worker")
 
@@ -81,8 +85,8 @@ def _serve(connection: Connection, number: int, setup: WorkerSetup) -> None:
             log.info("video %s: answered in %.2f s", job.task.id, sum(work.seconds.values()))
 
 
-def _build(setup: WorkerSetup):  # type: ignore[no-untyped-def]  # torch is imported only here
-    import torch
+def _build(setup: WorkerSetup) -> "Segmenter":
+    import torch  # here, so that a worker that cannot have it can still say so
 
     from gmcli.checkpoints.load import load_checkpoint
     from gmcli.errors import EnvironmentProblem

@@ -23,7 +23,7 @@ class DecordReader:
 
     decord is exact where frames are read in ascending order from a plain MP4 or Matroska file; others are refused (it
     misnumbers transport streams and AVI). It miscounts files with an edit list (a cut without re-encoding), can be a
-    frame off in open GOPs (1 of 60 random accesses in our HEVC test), ignores mirroring, fails at some widths (96), and
+    frame off in open GOPs, ignores mirroring, fails at some widths (96), and
     may end the process on hostile files. So the file is opened with PyAV first: what PyAV cannot read is refused as
     there, and so is a file whose frame count, frame size or first frame decord sees otherwise. Raises VideoError, and
     EnvironmentProblem where decord is not installed.
