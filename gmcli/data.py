@@ -23,12 +23,16 @@ class TemporalSpan:
 
 @dataclass(frozen=True, slots=True)
 class GroundTruth:
-    """Say where a question's true masks lie: a folder of indexed PNGs, the object ids in it, and the window in seconds."""
+    """Say where a question's true masks lie: a folder of indexed PNGs, the object ids in it, and the window in seconds.
+
+    `answer` is the true answer in words.
+    """
 
     masks: str
     object_ids: tuple[int, ...]
     start: float | None = None
     end: float | None = None
+    answer: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Keep the run directory: who holds it, which run it belongs to, what is done, failed, pending.
 
 config.yaml     the resolved settings and the checkpoint's fingerprint
+manifest.jsonl  the questions and true masks of the last run, with absolute paths (see kept_manifest.py)
 ledger.jsonl    one record a question, appended after its files are durable; the truth about what is done
 items/ masks/   the answers (written by run.py)
 results.json    all answers; failures.jsonl: all failures; run.json: versions, totals, timings
@@ -32,11 +33,13 @@ CONFIG = "config.yaml"
 LOCK = ".lock"
 RESULTS = "results.json"
 FAILURES = "failures.jsonl"
+RENDERS = "renders"
 RUN = "run.json"
+MANIFEST = "manifest.jsonl"
 ITEMS = "items"
 MASKS = "masks"
 LOGS = "logs"
-OURS = frozenset({LEDGER, CONFIG, LOCK, RESULTS, FAILURES, RUN, ITEMS, MASKS, LOGS, TEMPORARY})
+OURS = frozenset({LEDGER, CONFIG, LOCK, MANIFEST, RESULTS, FAILURES, RUN, ITEMS, MASKS, RENDERS, LOGS, TEMPORARY})
 
 STATUSES: tuple[Status, ...] = ("done", "no_target", "failed")
 
@@ -394,10 +397,10 @@ def _remove_results(path: Path) -> None:
             f"{path}: holds {foreign[0]!r}, which no run wrote; nothing was removed",
             "Choose another --output, or move that away.",
         )
-    for name in (LEDGER, CONFIG, RESULTS, FAILURES, RUN):
+    for name in (LEDGER, CONFIG, MANIFEST, RESULTS, FAILURES, RUN):
         (path / name).unlink(missing_ok=True)
     fsync_directory(path)
-    for name in (ITEMS, MASKS, LOGS, TEMPORARY):
+    for name in (ITEMS, MASKS, RENDERS, LOGS, TEMPORARY):
         shutil.rmtree(path / name, ignore_errors=True)
 
 

@@ -51,7 +51,7 @@ _HEADER = ("version", "root", "defaults")
 _YAML_TOP = ("version", "root", "defaults", "videos")
 _VIDEO = ("id", "path", "start", "end", "fps", "questions")
 _QUESTION = ("id", "text", "type", "ground_truth")
-_GROUND_TRUTH = ("masks", "object_ids", "start", "end")
+_GROUND_TRUTH = ("masks", "object_ids", "start", "end", "answer")
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # C0 and C1 control characters, and halves of surrogate pairs, which no file can be written with.
@@ -209,7 +209,8 @@ def _ground_truth(scope: _Scope, node: Node) -> GroundTruth | None:
     masks = _folder(problems, fields, "masks", scope.root)
     object_ids = _object_ids(problems, fields)
     start, end = _window(problems, fields)
-    return None if masks is None else GroundTruth(masks, object_ids, start, end)
+    answer = _string(problems, fields, "answer", forbidden=CONTROL_IN_TEXT)
+    return None if masks is None else GroundTruth(masks, object_ids, start, end, answer)
 
 
 # Fields. Each of these reports what is wrong and returns a value to go on with. A field that is absent, or BROKEN

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Mask = NDArray[np.bool_]
+Box = tuple[slice, slice]
 
 # DAVIS counts a boundary as found where the other one is within this part of the frame's diagonal.
 BOUND_TH = 0.008
@@ -42,17 +43,25 @@ def boundary_f(truth: Mask, prediction: Mask, void: Mask | None = None, bound_th
     """
     truth, prediction = _without_void(truth, prediction, void)
     radius = boundary_radius((truth.shape[0], truth.shape[1]), bound_th)
-    box = _union_box(truth, prediction)
-    if box is None:
-        return 1.0
+    truth_box, prediction_box = _bounding_box(truth), _bounding_box(prediction)
+    if truth_box is None or prediction_box is None:
+        # Only masks of one value have no boundary.
+        other = prediction if truth_box is None else truth
+        return 1.0 if other.all() or not other.any() else 0.0
+    box = _union_box(truth_box, prediction_box)
     truth, prediction = truth[box], prediction[box]
-    if np.array_equal(truth, prediction):
-        return 1.0
-    truth_edge, prediction_edge = boundary(truth), boundary(prediction)
-    in_truth, in_prediction = int(np.count_nonzero(truth_edge)), int(np.count_nonzero(prediction_edge))
+    height, width = truth.shape
+    # Growing sideways past a row's end must end in padding, not in the next row; rows of whole bytes pack fast.
+    stride = -(-(width + min(radius, width - 1)) // 8) * 8
+    truth_edge, prediction_edge = _edge_bits(truth, stride), _edge_bits(prediction, stride)
+    in_truth, in_prediction = truth_edge.bit_count(), prediction_edge.bit_count()
     if in_truth == 0 or in_prediction == 0:
         return 1.0 if in_truth == in_prediction else 0.0
-    right, found = _matches(truth_edge, prediction_edge, radius)
+    if truth_edge == prediction_edge:
+        return 1.0
+    if _are_apart(truth_box, prediction_box, radius):
+        return 0.0
+    right, found = _matches(truth_edge, prediction_edge, (height, width), stride, radius)
     precision, recall = right / in_prediction, found / in_truth
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
@@ -177,7 +186,7 @@ def _mean(values: NDArray[np.float64]) -> float:
     return math.nan if np.isnan(values).all() else float(np.nanmean(values))
 
 
-def _bounding_box(mask: Mask) -> tuple[slice, slice] | None:
+def _bounding_box(mask: Mask) -> Box | None:
     """Find the smallest box around a mask, or None for an empty one."""
     rows = np.asarray(mask.any(axis=1))
     if not rows.any():
@@ -187,46 +196,62 @@ def _bounding_box(mask: Mask) -> tuple[slice, slice] | None:
     return slice(top, bottom), slice(int(columns.argmax()), columns.size - int(columns[::-1].argmax()))
 
 
-def _union_box(a: Mask, b: Mask) -> tuple[slice, slice] | None:
-    """Find the box around two masks and one pixel more on each side, within the frame; None where both are empty.
+def _union_box(a: Box, b: Box) -> Box:
+    """Find the box around two masks' boxes and one pixel more on each side, within the frame.
 
     The pixel more makes the crop exact. A boundary reaches one pixel up and left of its mask, never further. Where the
     box ends within the frame, its last row and column are background, and `boundary`'s rules for a last row and column
     find nothing there, which is right; where it ends with the frame, they are the frame's own.
     """
-    boxes = [box for box in (_bounding_box(a), _bounding_box(b)) if box is not None]
-    if not boxes:
-        return None
     rows, columns = (
-        slice(max(min(side.start for side in sides) - 1, 0), max(side.stop for side in sides) + 1)
-        for sides in zip(*boxes, strict=True)
+        slice(max(min(one.start, other.start) - 1, 0), max(one.stop, other.stop) + 1)
+        for one, other in zip(a, b, strict=True)
     )
     return rows, columns
 
 
-def _matches(truth_edge: Mask, prediction_edge: Mask, radius: int) -> tuple[int, int]:
+def _are_apart(a: Box, b: Box, radius: int) -> bool:
+    """Ask whether the boundaries in two boxes are too far from each other to match anywhere.
+
+    A boundary lies in its mask's box and in the row above and the column left of it.
+    """
+    return any(
+        max(first.start, second.start) - 1 - (min(first.stop, second.stop) - 1) > radius
+        for first, second in zip(a, b, strict=True)
+    )
+
+
+def _edge_bits(mask: Mask, stride: int) -> int:
+    """Find a mask's boundary, as `boundary` does, as one integer: pixel (y, x) is the bit y * stride + x.
+
+    stride: a multiple of 8, at least the width.
+    """
+    # An integer is an eighth of a bool array, and its shifts look at all neighbours at once.
+    height, width = mask.shape
+    rows = np.zeros((height, stride // 8), dtype=np.uint8)
+    rows[:, : -(-width // 8)] = np.packbits(mask, axis=1, bitorder="little")
+    bits = int.from_bytes(rows.tobytes(), "little")
+    # All columns but the last one have a neighbour to the right, all rows but the last one have one below.
+    inner = np.packbits(np.arange(stride) < width - 1, bitorder="little").tobytes()
+    with_right = int.from_bytes(inner * height, "little")
+    with_below: int = (1 << (height - 1) * stride) - 1
+    right, below, diagonal = bits ^ bits >> 1, bits ^ bits >> stride, bits ^ bits >> stride + 1
+    return right & with_right | (below | diagonal & with_right) & with_below
+
+
+def _matches(truth_edge: int, prediction_edge: int, size: tuple[int, int], stride: int, radius: int) -> tuple[int, int]:
     """Count the pixels of the prediction's boundary that are near the truth's, and the other way round.
 
-    Near is at most `radius` pixels away (Euclid, so the disk of scikit-image).
+    Both are written as `_edge_bits` writes them, of a crop of `size` (H, W). Near is at most `radius` pixels away
+    (Euclid, so the disk of scikit-image).
     """
-    height, width = truth_edge.shape
     # Further than the crop's own sides there is nothing to find.
-    reach = min(radius, height - 1), min(radius, width - 1)
-    # Growing sideways past a row's end must end in padding, not in the next row.
-    stride = width + reach[1]
-    truth_bits, prediction_bits = _to_bits(truth_edge, stride), _to_bits(prediction_edge, stride)
+    reach = min(radius, size[0] - 1), min(radius, size[1] - 1)
     origin = reach[0] * stride + reach[1]
     near_truth, near_prediction = (
-        _grow(bits, stride, radius, reach) >> origin for bits in (truth_bits, prediction_bits)
+        _grow(bits, stride, radius, reach) >> origin for bits in (truth_edge, prediction_edge)
     )
-    return (prediction_bits & near_truth).bit_count(), (truth_bits & near_prediction).bit_count()
-
-
-def _to_bits(mask: Mask, stride: int) -> int:
-    """Write a mask [H, W] bool as one integer: pixel (y, x) is the bit y * stride + x."""
-    padded = np.zeros((mask.shape[0], stride), dtype=np.bool_)
-    padded[:, : mask.shape[1]] = mask
-    return int.from_bytes(np.packbits(padded, bitorder="little").tobytes(), "little")
+    return (prediction_edge & near_truth).bit_count(), (truth_edge & near_prediction).bit_count()
 
 
 def _grow(bits: int, stride: int, radius: int, reach: tuple[int, int]) -> int:

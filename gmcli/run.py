@@ -20,6 +20,7 @@ from gmcli.errors import ConfigError, EnvironmentProblem
 from gmcli.executors.messages import Answered, Executor, Frames, Job, Ready, Tick
 from gmcli.files import write_file
 from gmcli.items import write_item
+from gmcli.kept_manifest import KEPT_MANIFEST, manifest_content
 from gmcli.ledger import (
     FAILURES,
     RESULTS,
@@ -92,7 +93,7 @@ def run(
     formats: Sequence[str],
     progress: Progress,
 ) -> Outcome:
-    """Work through the jobs; write each question's files, then its record; write the summaries at the end.
+    """Keep the manifest, work through the jobs, write each question's files and then its record, and sum up at the end.
 
     Also when interrupted (KeyboardInterrupt passes through), the summaries say what there is. Raises EnvironmentProblem
     when the disk is full or the directory cannot be written; what was recorded before stays good.
@@ -101,6 +102,8 @@ def run(
     totals = _Totals()
     interrupted = False
     try:
+        # Before any result, so that whatever a kill leaves can be scored.
+        write_if_changed(ledger.path, KEPT_MANIFEST, manifest_content(tasks))
         if jobs:
             _write_run_file(ledger, tasks, totals, "running")
         try:

@@ -106,7 +106,7 @@ videos:
     end: 9
     questions:
       - {id: q0, text: "Who?", type: Counterfactual,
-         ground_truth: {masks: masks, object_ids: [1, 2], start: 0.5, end: 3}}
+         ground_truth: {masks: masks, object_ids: [1, 2], start: 0.5, end: 3, answer: She}}
       - id: q1
         text: >
           Two
@@ -129,7 +129,7 @@ def test_every_field(here: Path) -> None:
             "clip01",
             str(here / "a.mp4"),
             (
-                Question("q0", "Who?", "Counterfactual", GroundTruth(masks, (1, 2), 0.5, 3.0), line=10),
+                Question("q0", "Who?", "Counterfactual", GroundTruth(masks, (1, 2), 0.5, 3.0, "She"), line=10),
                 Question("q1", "Two lines\n", "Descriptive", line=12),
             ),
             start=1.5,
@@ -531,6 +531,8 @@ def test_a_wrong_root_is_reported_once(here: Path) -> None:
         ("masks: a.mp4, object_ids: 1", ["not a folder ('masks'): '{here}/a.mp4'"]),
         ("masks: gone, object_ids: 1", ["missing folder ('masks'): '{here}/gone'"]),
         ("masks: masks, object_ids: 1, start: 2, end: 1", ["'end' must be greater than 'start' (2), not 1"]),
+        ("masks: masks, object_ids: 1, answer: ' '", ["'answer' is empty"]),
+        ("masks: masks, object_ids: 1, answer: 7", ["'answer' must be a string, not an integer (7): put it in quotes"]),
         (
             "masks: masks, objects: 1",
             [
@@ -825,9 +827,10 @@ WINDOWS = st.fixed_dictionaries({}, optional={"start": SECONDS, "end": SECONDS})
     lambda window: window.get("end", math.inf) > window.get("start", 0)
 )
 TRUTHS = st.builds(
-    lambda ids, window: {"masks": "masks", "object_ids": ids, **window},
+    lambda ids, window, answer: {"masks": "masks", "object_ids": ids, **window, **answer},
     st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=4) | st.integers(0, 300),
     WINDOWS,
+    st.fixed_dictionaries({}, optional={"answer": TEXTS}),
 )
 QUESTIONS = st.lists(
     st.fixed_dictionaries(
@@ -865,6 +868,7 @@ def as_tasks(content: dict[str, Any]) -> tuple[VideoTask, ...]:
                     tuple(ids) if isinstance(ids, list) else (ids,),
                     truth.get("start"),
                     truth.get("end"),
+                    truth.get("answer"),
                 )
             kind = question.get("type", content.get("defaults", {}).get("type"))
             questions.append(Question(question["id"], question["text"], kind, truth))

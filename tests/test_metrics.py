@@ -216,6 +216,19 @@ def test_every_place_of_a_small_shape_scores_as_the_plain_code_has_it() -> None:
                 assert_equals_plain(prediction, np.roll(prediction, 1, axis=1), None, bound_th)
 
 
+@pytest.mark.parametrize("radius", [1, 2, 5, 9])
+def test_boundaries_at_every_distance_score_as_the_plain_code_has_them(radius: int) -> None:
+    # Beyond some distance the matching is left out; it must not be left out too soon.
+    for gap in range(max(radius - 3, 0), radius + 5):
+        for across, down in ((gap, 0), (0, gap), (gap, gap), (gap, -gap)):
+            truth, prediction = np.zeros((2, 48, 48), np.bool_)
+            truth[16:20, 16:21] = True
+            prediction[20 + down : 24 + down, 21 + across : 23 + across] = True
+            for mask in (prediction, prediction[::-1, ::-1]):
+                assert_equals_plain(truth, mask, None, radius)
+                assert_equals_plain(mask, truth, None, radius)
+
+
 @pytest.mark.parametrize("radius", range(1, 31))
 def test_boundaries_match_within_a_disk(radius: int) -> None:
     # A checkerboard's boundary is everywhere, so its precision is the number of pixels that the disk reaches.

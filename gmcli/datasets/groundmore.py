@@ -1,8 +1,9 @@
 """Turn a GroundMoRe folder, real or synthetic, into a manifest with ground truth.
 
-The annotations are one JSON file, {"videos": {vid: {"questions": {qid: {question, obj_id, q_type, action_start,
-action_end}}}}}; the frames lie in <videos>/<vid>/images, the indexed masks in <videos>/<vid>/masks. A clip is called
-<ytid>_MMSS_MMSS after its start and end in the source video, on whose clock the actions are timed, too.
+The annotations are one JSON file, {"videos": {vid: {"questions": {qid: {question, answer, obj_id, q_type, action_start,
+action_end}}}}}, where the answer may be missing; the frames lie in <videos>/<vid>/images, the indexed masks in
+<videos>/<vid>/masks. A clip is called <ytid>_MMSS_MMSS after its start and end in the source video, on whose clock the
+actions are timed, too.
 """
 
 import json
@@ -155,12 +156,12 @@ def _question(
     if len(question_type) > MAX_TYPE_CHARS:
         problems.append(f"{name}: 'q_type' is longer than {MAX_TYPE_CHARS} characters: {_shown(question_type)}")
     objects = _object_ids(fields.get("obj_id"), name, problems)
-    return {
-        "id": question,
-        "text": text,
-        "type": question_type,
-        "ground_truth": {"masks": f"{video}/masks", "object_ids": objects, "start": start, "end": end},
-    }
+    truth = {"masks": f"{video}/masks", "object_ids": objects, "start": start, "end": end}
+    answer = fields.get("answer")
+    # Scores of masks do not need it, so a file without answers is as good.
+    if isinstance(answer, str) and answer.strip():
+        truth["answer"] = _text(fields, "answer", name, CONTROL_IN_TEXT, problems)
+    return {"id": question, "text": text, "type": question_type, "ground_truth": truth}
 
 
 def _good_id(value: str, name: str, seen: dict[str, str], problems: list[str]) -> bool:

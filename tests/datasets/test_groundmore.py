@@ -67,9 +67,9 @@ def test_the_golden_dataset(tmp_path, suffix):
     assert (family.start, family.end) == (None, None)
     masks = str(videos / family.id / "masks")
     assert [q.ground_truth for q in family.questions] == [
-        GroundTruth(masks, (1,), 1, 4),
-        GroundTruth(masks, (2,), 0, 5),
-        GroundTruth(masks, (3,), 2, 3),
+        GroundTruth(masks, (1,), 1, 4, "The man in the red shirt"),
+        GroundTruth(masks, (2,), 0, 5, "The woman"),
+        GroundTruth(masks, (3,), 2, 3, "The child"),
     ]
     assert [(q.id, q.type) for q in family.questions] == [("0", "Causal"), ("1", "Sequential"), ("2", "Counterfactual")]
     assert family.questions[0].text == "Who lifts the box to reach the shelf?"
@@ -116,6 +116,18 @@ def test_forms_of_objects_and_times(tmp_path, changes, objects, window):
     ((question,),) = (task.questions for task in read_manifest(tmp_path / "m.yaml"))
     truth = question.ground_truth
     assert (truth.object_ids, (truth.start, truth.end)) == (objects, window)
+
+
+@pytest.mark.parametrize(("answer", "expected"), [("A  cat\t!", "A  cat\t!"), (None, None), (7, None), (" ", None)])
+def test_answers_that_are_text_are_copied(tmp_path, answer, expected):
+    write_groundmore_manifest(one(tmp_path, answer=answer), tmp_path / "m.yaml")
+    ((question,),) = (task.questions for task in read_manifest(tmp_path / "m.yaml"))
+    assert question.ground_truth.answer == expected
+
+
+def test_an_answer_that_no_manifest_can_hold_is_named(tmp_path):
+    (problem,) = problems(one(tmp_path, answer="The\x07cat"))
+    assert "'answer' holds a control character" in problem
 
 
 @pytest.mark.parametrize(
