@@ -1,0 +1,1 @@
+"""Make MotionShapes: short videos of coloured shapes, with questions that only their motion answers."""
