@@ -9,7 +9,7 @@ from typing import Any
 from gmcli.errors import ConfigError
 from gmcli.resources import share_dir
 
-VISUAL_TOKENS = ("frame", "pooled", "pooled_padded")
+VISUAL_TOKENS = ("frame", "pooled", "pooled_padded", "temporal")
 FORMATS = ("png", "rle")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 READERS = ("pyav", "decord")
@@ -84,7 +84,9 @@ def _find(source: str) -> Path:
         return path
     if re.fullmatch(r"[\w.-]+", source) and shipped.is_file():
         return shipped
-    names = ", ".join(sorted(p.stem for p in share_dir("configs").glob("*.yaml")))
+    names = ", ".join(
+        sorted(p.stem for p in share_dir("configs").glob("*.yaml") if "stages:" not in p.read_text("utf-8"))
+    )
     raise ConfigError(f"{source}: no such configuration", f"Give a file, or one that ships with gmcli: {names}.")
 
 

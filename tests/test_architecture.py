@@ -18,7 +18,7 @@ MASKS = FLOOR | {"masks"}
 MODEL = FLOOR | {"model"}
 CHECKPOINTS = MODEL | {"checkpoints"}
 SEGMENTER = CHECKPOINTS | {"backends", "masks", "video"}
-RUN = FLOOR | {"ledger", "items", "progress", "masks", "executors"}
+RUN = FLOOR | {"ledger", "items", "progress", "masks", "executors", "kept_manifest"}
 ALLOWED = {
     "": FLOOR,
     "__main__": {"cli"},
@@ -48,10 +48,19 @@ ALLOWED = {
     "run": RUN,
     "status": FLOOR | {"ledger"},
     "datasets": FLOOR | {"manifest", "datasets"},
-    "evaluate": MASKS | {"ledger", "items", "metrics", "video"},
+    "kept_manifest": FLOOR | {"ledger", "manifest"},
+    "evaluate": MASKS | {"ledger", "items", "metrics", "video", "progress"},
+    "render": MASKS | {"ledger", "items", "video", "progress", "render"},
+    "report": MASKS
+    | {"ledger", "items", "kept_manifest", "manifest", "video", "evaluate", "progress", "status", "report"},
+    "synth": FLOOR | {"datasets", "synth"},
+    "train": CHECKPOINTS | {"train", "synth", "video", "manifest", "ledger", "progress"},
     "verify": RUN | {"run"},
     "doctor": CHECKPOINTS,
-    "cli": CHECKPOINTS | RUN | {"cli", "run", "status", "verify", "doctor", "manifest", "datasets", "evaluate"},
+    "cli": CHECKPOINTS
+    | RUN
+    | {"cli", "run", "status", "verify", "doctor", "manifest", "datasets", "evaluate"}
+    | {"render", "report", "synth", "train"},
     "share": set(),
 }
 HEAVY = {"torch", "torchvision", "transformers", "segment_anything"}
@@ -71,6 +80,10 @@ NO_HEAVY = [
     "doctor",
     "datasets",
     "evaluate",
+    "kept_manifest",
+    "render",
+    "report",
+    "synth",
 ]
 
 

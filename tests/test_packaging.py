@@ -48,6 +48,9 @@ def test_every_module_and_all_data_are_in_it(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     wanted = {str(p.relative_to(ROOT)) for p in (ROOT / "gmcli").rglob("*.py")}
+    wanted |= {
+        str(p.relative_to(ROOT)) for p in (ROOT / "gmcli" / "report").iterdir() if p.suffix in (".html", ".css", ".js")
+    }
     wanted |= {f"gmcli/share/configs/{p.name}" for p in (ROOT / "configs").iterdir()}
     wanted |= {f"gmcli/share/engines/{p.name}" for p in (ROOT / "engines").iterdir()}
     wanted |= {

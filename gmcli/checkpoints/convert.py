@@ -6,6 +6,7 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,17 +15,30 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from gmcli import __version__
-from gmcli.checkpoints.load import DTYPES, STORED_TYPES, Source, check_checkpoint, read_tensors
+from gmcli.checkpoints.load import DTYPES, STORED_TYPES, Source, check_checkpoint, key_problems, read_tensors
 from gmcli.checkpoints.locate import OWN_FORMAT, CheckpointFiles, fingerprint, read_tokenizer
-from gmcli.errors import EnvironmentProblem, UsageError
+from gmcli.checkpoints.lora import Delta, read_adapter
+from gmcli.errors import CheckpointError, EnvironmentProblem, UsageError
 from gmcli.files import fsync_directory
 from gmcli.model.config import MoraConfig
 
 _TYPE_NAMES = {dtype: name for name, dtype in STORED_TYPES.items()}
 
 
-def convert(source: CheckpointFiles, destination: Path, dtype: str = "keep") -> int:
+@dataclass(frozen=True, slots=True)
+class _Merged:
+    """Hold what is written: the configuration, where each weight lies, the vocabulary, and what LoRA adds to which weight."""
+
+    config: MoraConfig
+    sources: Mapping[str, Source]
+    added: Mapping[str, int]
+    deltas: Mapping[str, Delta]
+
+
+def convert(source: CheckpointFiles, destination: Path, dtype: str = "keep", adapter: Path | None = None) -> int:
     """Convert a checkpoint of either layout; return the number of tensors written.
+
+    adapter: the folder of a training stage of kind `mora` that started from `source`; what it trained is merged.
 
     dtype: "keep" stores every tensor as it is; "fp32", "bf16" or "fp16" casts all. One tensor at a time is in memory.
     The destination must not exist. It appears whole or not at all.
@@ -32,21 +46,22 @@ def convert(source: CheckpointFiles, destination: Path, dtype: str = "keep") -> 
     """
     if destination.exists():
         raise UsageError(f"{destination}: exists already", "Name a folder that does not exist yet.")
-    config, sources = check_checkpoint(source)
+    merged = _Merged(*check_checkpoint(source), read_tokenizer(source).added, {})
+    if adapter is not None:
+        merged = _merge(source, merged, adapter)
+    config, sources = merged.config, merged.sources
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent) as work:
             folder = Path(work) / "checkpoint"
             folder.mkdir()
             with (folder / "model.safetensors").open("wb") as file:
-                _write_safetensors(file, sources, DTYPES.get(dtype))
+                _write_safetensors(file, merged, DTYPES.get(dtype))
             write_config(folder, config)
             shutil.copyfile(source.tokenizer, folder / "tokenizer.model")
-            added = read_tokenizer(source).added
-            _write_json(
-                folder / "added_tokens.json", {token: i for i, token in sorted((i, t) for t, i in added.items())}
-            )
-            (folder / "README.md").write_text(_model_card(source, config, sources, dtype), encoding="utf-8")
+            added = {token: i for i, token in sorted((i, t) for t, i in merged.added.items())}
+            _write_json(folder / "added_tokens.json", added)
+            (folder / "README.md").write_text(_model_card(source, config, sources, dtype, adapter), encoding="utf-8")
             for path in folder.iterdir():
                 with path.open("rb") as written:
                     os.fsync(written.fileno())
@@ -58,6 +73,24 @@ def convert(source: CheckpointFiles, destination: Path, dtype: str = "keep") -> 
     return len(sources)
 
 
+def _merge(source: CheckpointFiles, base: _Merged, adapter: Path) -> _Merged:
+    """Lay a training's weights over those that it started from; refuse any others."""
+    trained = read_adapter(adapter)
+    if trained.base != fingerprint(source):
+        raise CheckpointError(
+            f"{adapter}: was not trained from {source.ref}",
+            "Name the checkpoint that the training's configuration has as 'init' (or the best/ of the stage before).",
+        )
+    # A localizer of another number of bins is not the base's any more.
+    kept = {k: v for k, v in base.sources.items() if trained.config.localizer_bins or not k.startswith("localizer.")}
+    sources = kept | dict(trained.sources)
+    problems = key_problems(trained.config, {k: s.shape for k, s in sources.items()})
+    problems += [f"LoRA of an unknown weight: {name}" for name in trained.deltas if name not in sources]
+    if problems:
+        raise CheckpointError(f"{adapter}: does not fit the model:\n  " + "\n  ".join(problems))
+    return _Merged(trained.config, sources, trained.added, trained.deltas)
+
+
 def write_config(folder: Path, config: MoraConfig) -> None:
     """Write config.json of our own layout."""
     _write_json(folder / "config.json", {"format": OWN_FORMAT, **config.to_json()})
@@ -67,11 +100,12 @@ def _write_json(path: Path, value: Mapping[str, object]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_safetensors(file: BinaryIO, sources: Mapping[str, Source], dtype: torch.dtype | None) -> None:
+def _write_safetensors(file: BinaryIO, merged: _Merged, dtype: torch.dtype | None) -> None:
     """Write tensors one after another; the library's own writer would hold all of a 28 GB checkpoint in memory.
 
     Source: safetensors README, "Format".
     """
+    sources = merged.sources
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name in sorted(sources):
@@ -88,6 +122,8 @@ def _write_safetensors(file: BinaryIO, sources: Mapping[str, Source], dtype: tor
     file.write(struct.pack("<Q", len(encoded)) + encoded)
     # A bar on a terminal, nothing elsewhere.
     for name, tensor in tqdm(_in_order(sources), total=len(sources), unit="tensor", disable=None):
+        if name in merged.deltas:
+            tensor = merged.deltas[name].added_to(tensor)
         data = tensor.to(dtype or sources[name].dtype).reshape(-1).contiguous()
         file.write(data.view(torch.uint8).numpy().data)
 
@@ -111,10 +147,15 @@ def _get(opened: object, key: str) -> torch.Tensor:
     return opened.get_tensor(key)  # type: ignore[attr-defined,no-any-return]
 
 
-def _model_card(source: CheckpointFiles, config: MoraConfig, sources: Mapping[str, Source], dtype: str) -> str:
+def _model_card(
+    source: CheckpointFiles, config: MoraConfig, sources: Mapping[str, Source], dtype: str, adapter: Path | None
+) -> str:
     tower = f", vision tower `{source.vision_tower.path.name}`" if source.vision_tower else ""
     window = f"{config.localizer_bins} time bins" if config.localizer_bins else "none: every frame is inside the window"
     kept = "as stored" if dtype == "keep" else dtype
+    done = "conversion changes names and layout only, nothing was trained"
+    if adapter is not None:
+        done = f"the weights trained in `{adapter.name}` (`gmcli train`) are merged into it"
     return f"""# {source.path.name}, converted for gmcli
 
 | | |
@@ -128,5 +169,5 @@ def _model_card(source: CheckpointFiles, config: MoraConfig, sources: Mapping[st
 | visual tokens | {config.visual_tokens} |
 | localizer | {window} |
 
-The licence is that of the source; conversion changes names and layout only, nothing was trained.
+The licence is that of the source; {done}.
 """

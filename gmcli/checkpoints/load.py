@@ -164,7 +164,7 @@ def _dtype_of(key: str, dtype: str) -> torch.dtype:
 def _collect(files: tuple[Path, ...], rename: Any) -> dict[str, Source]:
     found: dict[str, Source] = {}
     for file in files:
-        for key, shape, dtype in _headers(file):
+        for key, shape, dtype in read_headers(file):
             ours = rename(key)
             if ours is None:
                 continue
@@ -179,7 +179,7 @@ def _collect(files: tuple[Path, ...], rename: Any) -> dict[str, Source]:
     return found
 
 
-def _headers(file: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype | str]]:
+def read_headers(file: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype | str]]:
     """Yield name, shape and type of every tensor without reading its values."""
     if file.suffix == ".safetensors":
         with _open_safetensors(file) as opened:

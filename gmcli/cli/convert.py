@@ -19,11 +19,24 @@ import click
 @click.option(
     "--vision-tower", metavar="REF", help="Folder or hub name of CLIP, if config.json's is not the right one."
 )
-def convert(source: str, destination: Path, dtype: str, revision: str | None, vision_tower: str | None) -> None:
+@click.option(
+    "--merge-lora",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Merge what a training from SOURCE has saved last; DIR: the folder of its stage, of kind mora.",
+)
+def convert(
+    source: str,
+    destination: Path,
+    dtype: str,
+    revision: str | None,
+    vision_tower: str | None,
+    merge_lora: Path | None,
+) -> None:
     """Write the checkpoint SOURCE (folder or hub name) as DESTINATION: one safetensors file that needs nothing else."""
     from gmcli.checkpoints.convert import convert
     from gmcli.checkpoints.locate import locate_checkpoint
 
     files = locate_checkpoint(source, revision=revision, vision_tower=vision_tower)
-    count = convert(files, destination, dtype)
+    count = convert(files, destination, dtype, merge_lora)
     click.echo(f"{destination}: {count} tensors")

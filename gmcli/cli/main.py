@@ -11,7 +11,11 @@ from gmcli.cli.doctor import doctor
 from gmcli.cli.evaluate import evaluate
 from gmcli.cli.infer import infer
 from gmcli.cli.manifest import manifest
+from gmcli.cli.render import render
+from gmcli.cli.report import report
 from gmcli.cli.status import status
+from gmcli.cli.synth import synth
+from gmcli.cli.train import train
 from gmcli.cli.verify import verify
 from gmcli.errors import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, GmcliError
 from gmcli.text import printable
@@ -51,7 +55,7 @@ def cli() -> None:
     """
 
 
-for command in (infer, status, verify, manifest, evaluate, convert, doctor):
+for command in (infer, status, verify, manifest, evaluate, render, convert, report, doctor, synth, train):
     cli.add_command(command)
 
 

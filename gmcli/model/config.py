@@ -6,8 +6,8 @@ from typing import Any, Literal, get_args
 
 from gmcli.errors import CheckpointError
 
-VisualTokens = Literal["frame", "pooled", "pooled_padded"]
-Conversation = Literal["llava_v1", "llava_llama_2"]
+VisualTokens = Literal["frame", "pooled", "pooled_padded", "temporal"]
+Conversation = Literal["llava_v1", "llava_llama_2", "plain"]
 
 # The published Video-ChatGPT pooling pads the temporal tokens with zero rows up to this many frames.
 PADDED_TEMPORAL_TOKENS = 100

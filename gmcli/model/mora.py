@@ -61,6 +61,9 @@ class Mora(nn.Module):
                 tokens = features
             case "pooled" | "pooled_padded":
                 tokens = pool(features, padded=layout == "pooled_padded").unsqueeze(0)
+            case "temporal":
+                # Pooled without its spatial part: enough where the tower keeps places in a frame's mean.
+                tokens = features.mean(dim=1).unsqueeze(0)
         projected: torch.Tensor = self.mm_projector(tokens)
         return projected
 

@@ -31,6 +31,8 @@ def build_prompt(question: str, config: MoraConfig) -> str:
             return f"{_SYSTEM_V1} USER: {message} ASSISTANT:"
         case "llava_llama_2":
             return f"[INST] <<SYS>>\n{_SYSTEM_LLAMA_2}\n<</SYS>>\n\n{message} [/INST]"
+        case "plain":
+            return f"USER: {message} ASSISTANT:"
 
 
 def tokenize_prompt(prompt: str, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

@@ -1,0 +1,1 @@
+"""Train: losses, the loop, its stages. Inference imports nothing from here."""

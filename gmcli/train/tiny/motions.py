@@ -1,0 +1,120 @@
+"""Render videos, look at them with the trained tower, and keep what the language stage needs: features, questions, facts.
+
+Rendering and the tower cost more than a step of the small language model, so each batch of videos is made once and kept on disk;
+epochs after the first draw other questions about the same videos.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from gmcli.model.mora import Mora
+from gmcli.model.preprocess import clip_pixels
+from gmcli.synth.draw import draw, make_look
+from gmcli.synth.facts import Facts
+from gmcli.synth.questions import Asked
+from gmcli.synth.samples import Split, scene_with_questions, stream
+from gmcli.synth.scene import COLOURS, FPS, FRAMES, SECONDS, SHAPES
+from gmcli.train.tiny.sam import phrase_of
+from gmcli.train.tiny.stills import colour_of, shape_of
+from gmcli.video import sample_indices
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Teach one answer: the question, the answer's name without "the", its phrase, and the window in seconds."""
+
+    kind: str
+    text: str
+    answer: str
+    phrase: int
+    start: int
+    end: int
+
+
+class Videos:
+    """Make batches of videos by index, and keep them in `cache`."""
+
+    def __init__(self, mora: Mora, split: Split, seed: int, size: int, frames: int, cache: Path) -> None:
+        self._mora, self._split, self._seed, self._size, self._cache = mora, split, seed, size, cache
+        self._sampled = sample_indices(0, FRAMES, frames)
+
+    def __call__(self, index: int) -> tuple[dict[str, torch.Tensor], list[list[Line]]]:
+        """Return a batch's tensors ([V, ...] each) and its videos' questions."""
+        tensors, lines = self._cache / f"{index:06d}.safetensors", self._cache / f"{index:06d}.json"
+        if not tensors.exists():
+            self._make(index, tensors, lines)
+        return load_file(tensors), [[Line(**line) for line in video] for video in json.loads(lines.read_text("utf-8"))]
+
+    @torch.no_grad()
+    def _make(self, index: int, tensors: Path, lines: Path) -> None:
+        videos, asked = [], []
+        for i in range(index * self._size, (index + 1) * self._size):
+            rng = stream(self._split, self._seed, i)
+            facts, questions = scene_with_questions(rng)
+            pixels, _ = draw(facts.scene, make_look(facts.scene, FRAMES, rng), self._sampled)
+            features = self._mora.clip_features(clip_pixels(pixels, self._mora.config.clip.image_size))
+            videos.append(
+                {
+                    "temporal": features.mean(dim=1),
+                    **{k: torch.from_numpy(v) for k, v in _motion(facts, self._sampled).items()},
+                }
+            )
+            asked.append([_line(facts, question) for question in questions] + list(_drills(facts)))
+        self._cache.mkdir(parents=True, exist_ok=True)
+        lines.write_text(json.dumps([[_values(line) for line in video] for video in asked]), encoding="utf-8")
+        draft = tensors.with_suffix(".part")
+        save_file({k: torch.stack([v[k] for v in videos]) for k in videos[0]}, draft)
+        draft.replace(tensors)
+
+
+def _values(line: Line) -> dict[str, Any]:
+    return {name: getattr(line, name) for name in Line.__slots__}
+
+
+def _line(facts: Facts, asked: Asked) -> Line:
+    thing = facts.scene.things[asked.answer]
+    phrase = phrase_of(colour_of(thing), shape_of(thing))
+    return Line(asked.kind, asked.text, f"{thing.colour} {thing.shape}", phrase, asked.start, asked.end)
+
+
+def _drills(facts: Facts) -> list[Line]:
+    """Ask when a thing moves, naming it: an exercise in finding one thing's motion, no question of the benchmark."""
+    drills = []
+    for number, thing in enumerate(facts.scene.things):
+        moves = facts.of(number)
+        if len(moves) == 1:
+            phrase = phrase_of(colour_of(thing), shape_of(thing))
+            text = f"When does {thing.name} move?"
+            drills.append(Line("drill", text, f"{thing.colour} {thing.shape}", phrase, moves[0].start, moves[0].end))
+    return drills
+
+
+def _motion(facts: Facts, sampled: list[int]) -> dict[str, NDArray[Any]]:
+    """Say of each colour what it does at each sampled frame, and over the whole clip.
+
+    steps: [T, colours, 3] displacement since the frame before (in tenths of a side) and whether it moves.
+    whole: [colours, 5 + shapes] there, path length, start and end in shares of the clip, whether pushed, shape (one-hot).
+    """
+    tracks = facts.scene.tracks()
+    steps = np.zeros((len(sampled), len(COLOURS), 3), np.float32)
+    whole = np.zeros((len(COLOURS), 5 + len(SHAPES)), np.float32)
+    for number, thing in enumerate(facts.scene.things):
+        colour, places = colour_of(thing), tracks[number, sampled]
+        steps[1:, colour, :2] = np.diff(places, axis=0) * 10
+        moves = facts.of(number)
+        for move in moves:
+            steps[:, colour, 2] += [move.start * FPS <= frame < move.end * FPS for frame in sampled]
+        whole[colour, 0] = 1
+        whole[colour, 5 + shape_of(thing)] = 1
+        if moves:
+            whole[colour, 1] = sum(move.length for move in moves)
+            whole[colour, 2:4] = moves[0].start / SECONDS, moves[-1].end / SECONDS
+            whole[colour, 4] = any(move.cause is not None for move in moves)
+    return {"steps": steps, "whole": whole}
