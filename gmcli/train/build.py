@@ -23,6 +23,7 @@ from gmcli.train.mora import MoraModule, MoraStage
 from gmcli.train.prepare import prepare
 from gmcli.train.stage import Stage
 from gmcli.train.state import BEST, read_progress
+from gmcli.train.tiny.build import build_tiny
 
 log = logging.getLogger("gmcli.train")
 
@@ -51,24 +52,29 @@ def train(config: TrainConfig, out: Path) -> Path:
 def check(config: TrainConfig) -> None:
     """Look at all that a training needs, without reading any weights. Raises as `train` does."""
     for stage in config.stages:
-        match stage.kind:
-            case "mora":
-                _check_mora(stage.options)
+        if isinstance(stage.options, MoraOptions):
+            _check_mora(stage.options)
+    first = config.stages[0]
     if config.init is not None:
         check_checkpoint(locate_checkpoint(config.init, vision_tower=config.vision_tower))
-    elif config.stages[0].kind == "mora":
-        raise ConfigError(f"stage {config.stages[0].name!r} starts from a checkpoint", "Give one as 'init'.")
+    elif first.kind == "mora":
+        raise ConfigError(f"stage {first.name!r} starts from a checkpoint", "Give one as 'init'.")
+    elif config.model is None:
+        raise ConfigError(f"stage {first.name!r} starts from nothing", "Give the sizes as 'model', or an 'init'.")
 
 
 def _build(stage: StageConfig, init: str | None, config: TrainConfig, folder: Path) -> Stage:
     """Build a stage by its kind. init: the checkpoint to start from."""
-    match stage.kind:
-        case "mora":
+    options = stage.options
+    match options:
+        case MoraOptions():
             assert init is not None
             # The configuration's tower belongs to its own checkpoint; those of our stages hold theirs.
             tower = config.vision_tower if init == config.init else None
             files = locate_checkpoint(init, vision_tower=tower)
-            return _build_mora(stage, files, folder, config.seed)
+            return _build_mora(stage, options, files, folder, config.seed)
+        case _:
+            return build_tiny(options, config.model, init, folder, config.seed)
 
 
 def _check_mora(options: MoraOptions) -> None:
@@ -76,8 +82,7 @@ def _check_mora(options: MoraOptions) -> None:
         check_tasks(read_manifest(manifest), manifest, options.answers)
 
 
-def _build_mora(stage: StageConfig, files: CheckpointFiles, folder: Path, seed: int) -> MoraStage:
-    options = stage.options
+def _build_mora(stage: StageConfig, options: MoraOptions, files: CheckpointFiles, folder: Path, seed: int) -> MoraStage:
     log.info("%s: reading %s", stage.name, files.path)
     # One kind of attention on every machine: flash-attn's gain is in sequences longer than these.
     checkpoint = load_checkpoint(files, dtype=stage.settings.precision, attention="sdpa")

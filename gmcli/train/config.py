@@ -8,11 +8,12 @@ from typing import Any, Literal, get_args
 
 from gmcli.errors import ConfigError
 from gmcli.resources import share_dir
-from gmcli.train.fields import betas, choice, count, flag, folder_name, number, optional, scales, text, texts
+from gmcli.train.fields import betas, choice, count, flag, folder_name, number, optional, scales, sizes, text, texts
+from gmcli.train.tiny.options import LanguageOptions, SamOptions, TinyOptions, TowerOptions
 from gmcli.yaml_fields import MAX_BYTES, Read, plain
 from gmcli.yaml_lines import LIST, MAPPING, Node, Problems, Stop, load_yaml
 
-Kind = Literal["mora"]
+Kind = Literal["mora", "tower", "sam", "language"]
 Schedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["fp32", "bf16"]
 
@@ -82,6 +83,9 @@ class MoraOptions:
     window_weight: float = 1.0
 
 
+Options = MoraOptions | TinyOptions
+
+
 @dataclass(frozen=True, slots=True)
 class StageConfig:
     """Hold one stage: its folder's name, its kind with the options of that kind, how it is optimised."""
@@ -89,24 +93,26 @@ class StageConfig:
     name: str
     kind: Kind
     settings: StageSettings
-    options: MoraOptions
+    options: Options
 
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """Hold a whole training. `init` is the checkpoint that the first stage starts from."""
+    """Hold a whole training. `init` is the checkpoint that the first stage starts from, or `model` the sizes of a new one."""
 
     stages: tuple[StageConfig, ...]
     seed: int = 0
     init: str | None = None
     vision_tower: str | None = None
+    model: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return all that decides the weights, as JSON values."""
         stages = [
             {"name": s.name, "kind": s.kind, **s.settings.decisive(), **_listed(asdict(s.options))} for s in self.stages
         ]
-        return {"seed": self.seed, "init": self.init, "vision_tower": self.vision_tower, "stages": stages}
+        start = {"init": self.init, "vision_tower": self.vision_tower, "model": self.model}
+        return {"seed": self.seed, **start, "stages": stages}
 
 
 def load_train_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -231,11 +237,13 @@ def _kind(stage: Node) -> Kind | None:
     return next((kind for kind in get_args(Kind) if node is not None and node.value == kind), None)
 
 
-def _contradictions(settings: StageSettings, options: MoraOptions) -> list[tuple[str, str]]:
+def _contradictions(settings: StageSettings, options: Options) -> list[tuple[str, str]]:
     """List what single fields cannot see, with the field to point at."""
     found = []
     if settings.warmup_steps > settings.steps:
         found.append(("warmup_steps", f"must not exceed steps ({settings.steps})"))
+    if not isinstance(options, MoraOptions):
+        return found
     if isinstance(options, MoraOptions):
         found += _mora_contradictions(options)
     return found
@@ -256,10 +264,16 @@ def _mora_contradictions(options: MoraOptions) -> list[tuple[str, str]]:
     return found
 
 
-def _options_type(kind: Kind) -> type[MoraOptions]:
+def _options_type(kind: Kind) -> type[Options]:
     match kind:
         case "mora":
             return MoraOptions
+        case "tower":
+            return TowerOptions
+        case "sam":
+            return SamOptions
+        case "language":
+            return LanguageOptions
 
 
 def _known(stage: Node) -> Mapping[str, Read]:
@@ -267,6 +281,12 @@ def _known(stage: Node) -> Mapping[str, Read]:
     match _kind(stage):
         case "mora":
             return {**_SETTINGS, **_MORA}
+        case "tower":
+            return {**_SETTINGS, "batch_size": count(1, 100_000), "place_weight": number(0)}
+        case "sam":
+            return {**_SETTINGS, "batch_size": count(1, 100_000)}
+        case "language":
+            return {**_SETTINGS, **_LANGUAGE}
         case None:
             return _SETTINGS
 
@@ -293,6 +313,7 @@ _TOP: Mapping[str, Read] = {
     "seed": count(0),
     "init": optional(text),
     "vision_tower": optional(text),
+    "model": optional(sizes),
     "stages": plain,
 }
 _SETTINGS: Mapping[str, Read] = {
@@ -313,6 +334,13 @@ _SETTINGS: Mapping[str, Read] = {
     "log_every": count(1),
     "lr_scale": scales,
 }
+_LANGUAGE: Mapping[str, Read] = {
+    "videos": count(1, 100_000),
+    "questions": count(1, 1000),
+    "fresh_every": count(1),
+    "drills": number(0, 1),
+    "checks": count(1, 1000),
+}
 _MORA: Mapping[str, Read] = {
     "manifest": text,
     "validation": text,
@@ -320,7 +348,7 @@ _MORA: Mapping[str, Read] = {
     "frames": count(1, 1000),
     "mask_frames": count(1, 1000),
     "reader": choice("pyav", "decord"),
-    "visual_tokens": optional(choice("frame", "pooled", "pooled_padded")),
+    "visual_tokens": optional(choice("frame", "pooled", "pooled_padded", "temporal")),
     "conversation": optional(choice("llava_v1", "llava_llama_2")),
     "instruction": optional(text),
     "answers": texts,

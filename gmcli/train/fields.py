@@ -3,7 +3,10 @@
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
+from gmcli.errors import CheckpointError
+from gmcli.model.config import MoraConfig
 from gmcli.yaml_fields import Read, plain
 from gmcli.yaml_lines import LIST, MAPPING, STRING, Node
 
@@ -95,3 +98,13 @@ def scales(node: Node) -> dict[str, float]:
     if node.kind != MAPPING:
         raise ValueError(f"must map prefixes of parameter names to factors, not {node}")
     return {prefix: number(0)(factor) for prefix, factor in node.value.items()}
+
+
+def sizes(node: Node) -> dict[str, Any]:
+    """Read the sizes of a model: a mapping as MoraConfig's JSON form."""
+    value = plain(node)
+    try:
+        MoraConfig.from_json(value if isinstance(value, dict) else {}, "model")
+    except CheckpointError as failure:
+        raise ValueError("is not a model's configuration:\n  " + "\n  ".join(failure.message.splitlines())) from None
+    return dict(value)

@@ -159,9 +159,16 @@ class Packer:
     """Make micro-batches: videos by index, some of their questions drawn, packed."""
 
     def __init__(
-        self, videos: Videos, tokenizer: Tokenizer, mora: Mora, distinct: int, questions: int, drills: float, seed: int
+        self,
+        videos: Videos,
+        tokenizer: Tokenizer,
+        mora: Mora,
+        fresh_every: int,
+        questions: int,
+        drills: float,
+        seed: int,
     ) -> None:
-        self._videos, self._distinct, self._questions, self._seed = videos, distinct, questions, seed
+        self._videos, self._fresh_every, self._questions, self._seed = videos, fresh_every, questions, seed
         self._drills = drills
         self._config = mora.config
         self._tokenizer = tokenizer
@@ -175,7 +182,8 @@ class Packer:
     def make(self, index: int, every: bool = False) -> tuple[dict[str, torch.Tensor], list[str]]:
         """Return the tensors of a micro-batch and the kinds of its questions; `every` question instead of some."""
         rng = stream("train", self._seed + 2, index)
-        tensors, lines = self._videos(index % self._distinct)
+        new, turn = divmod(index, self._fresh_every)
+        tensors, lines = self._videos(int(rng.integers(new + 1)) if turn else new)
         chosen = []
         for video in lines:
             real = [line for line in video if line.kind != "drill"]
@@ -200,7 +208,7 @@ class Packer:
 
 
 class LanguageStage:
-    """Train the language model. `distinct` batches of videos are made; then they are seen again."""
+    """Train the language model."""
 
     def __init__(
         self,
@@ -213,17 +221,17 @@ class LanguageStage:
         *,
         videos: int = 16,
         questions: int = 8,
-        distinct: int = 1500,
-        drills: float = 0.15,
+        fresh_every: int = 2,
+        drills: float = 0.3,
         checks: int = 6,
     ) -> None:
         self.name = "language"
         make = partial(Videos, mora, size=videos, frames=mora.config.localizer_bins)
         self.batch = Packer(
-            make(split="train", seed=seed, cache=cache / "train"), tokenizer, mora, distinct, questions, drills, seed
+            make(split="train", seed=seed, cache=cache / "train"), tokenizer, mora, fresh_every, questions, drills, seed
         )
         validation = make(split="val", seed=_VALIDATION_SEED, cache=cache / "val")
-        checker = Packer(validation, tokenizer, mora, checks, questions, 0.0, seed)
+        checker = Packer(validation, tokenizer, mora, 1, questions, 0.0, seed)
         self._checks = [checker.make(i, every=True) for i in range(checks)]
         self.module = LanguageModule(mora, phrases, self.batch.before())
         self._save = save

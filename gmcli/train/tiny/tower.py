@@ -28,11 +28,11 @@ _POSITION_SCALE = 0.3
 class TowerModule(nn.Module):
     """Read colours, places and shapes off the tower's features with linear heads."""
 
-    def __init__(self, mora: Mora) -> None:
+    def __init__(self, mora: Mora, place_weight: float = 1.0) -> None:
         super().__init__()
+        self.place_weight = place_weight
         self.mora = mora.requires_grad_(False)
         mora.vision_tower.requires_grad_(True)
-        start_positions(mora)
         width = mora.config.clip.hidden_size
         self.frame_head = nn.Linear(width, len(COLOURS) * (3 + len(SHAPES)))
         # What a patch shows is the easier lesson, and the ground of the other one.
@@ -60,7 +60,7 @@ class TowerModule(nn.Module):
         patch = functional.cross_entropy(colour, batch["patch"].flatten())
         patch_shape = functional.cross_entropy(patch_shape[on], batch["patch_shape"].flatten()[on])
         way = functional.smooth_l1_loss(way[on], batch["patch_way"].flatten(0, 1)[on], beta=0.02)
-        loss = visible + place + shape + 0.3 * patch + patch_shape + 0.5 * way
+        loss = visible + self.place_weight * place + shape + 0.3 * patch + patch_shape + 0.5 * way
         parts = {"visible": visible, "place": place, "shape": shape, "patch": patch}
         return {"loss": loss, **parts, "patch_shape": patch_shape, "patch_way": way}
 
@@ -118,11 +118,11 @@ def _truth(still: Still, grid: int) -> dict[str, NDArray[Any]]:
 
 
 class TowerStage:
-    """Train the tower. Options: `batch_size` frames a step."""
+    """Train the tower. `batch_size` frames a step; `place_weight` is that of the mean's places in the loss."""
 
-    def __init__(self, mora: Mora, seed: int, batch_size: int, save: Any) -> None:
+    def __init__(self, mora: Mora, seed: int, batch_size: int, place_weight: float, save: Any) -> None:
         self.name = "tower"
-        self.module = TowerModule(mora)
+        self.module = TowerModule(mora, place_weight)
         clip = mora.config.clip
         sizes = (clip.image_size, clip.image_size // clip.patch_size)
         self.batch = partial(tower_batch, seed, batch_size, *sizes)

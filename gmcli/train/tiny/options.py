@@ -1,0 +1,37 @@
+"""Hold the settings of the small model's stages; configs/mora-tiny.yaml explains each."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TowerOptions:
+    """Hold what kind `tower` trains on: `batch_size` single frames a step, and how much places count beside names."""
+
+    batch_size: int = 32
+    place_weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SamOptions:
+    """Hold what kind `sam` trains on: `batch_size` single frames a step, three pairs of each."""
+
+    batch_size: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageOptions:
+    """Hold what kind `language` trains on.
+
+    A step has `videos` videos with at most `questions` questions of each. Every `fresh_every`-th step sees new videos, the
+    others some of those before, with other questions drawn. `drills` is the share of the exercises ("When does the red circle move?") that is drawn.
+    `checks` batches of the validation split are scored.
+    """
+
+    videos: int = 16
+    questions: int = 8
+    fresh_every: int = 2
+    drills: float = 0.3
+    checks: int = 6
+
+
+TinyOptions = TowerOptions | SamOptions | LanguageOptions
