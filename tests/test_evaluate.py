@@ -436,7 +436,7 @@ def test_manifests_that_cannot_be_scored_are_refused(tmp_path):
     assert caught.value.message.splitlines()[1:] == [
         "  clip: 'start' or 'end' is set; the protocol scores whole clips",
         f"  file: {tmp_path / 'a.mp4'} is not a folder of frames, whose names the true masks have, "
-        "nor is there a folder 'images' beside the masks",
+        "nor is there a folder 'images' beside the masks, or a mask for every frame",
         "  file/q: has no ground truth",
     ]
 

@@ -17,6 +17,7 @@ from gmcli.evaluate.protocol import FPS, SAMPLES
 from gmcli.masks.rle import MAX_PIXELS
 from gmcli.metrics import Mask
 from gmcli.video import VideoReader, open_video, sample_indices
+from gmcli.video.frame_folder import natural_key
 
 # Frame rates are whole, or whole by 1001 (29.97). Times in a container are rounded to its clock's ticks.
 _LARGEST_DENOMINATOR = 1001
@@ -135,11 +136,20 @@ def _numbers(plane: NDArray[np.integer[Any]]) -> set[int]:
 def _truth_names(folder: Path, clip: Clip) -> Sequence[str]:
     """Name each frame as the true masks do: as a folder's frames are called, or those of the folder beside the masks.
 
-    A video file's n-th frame is the n-th image of `images`, if there are as many; nothing else tells which is which.
+    A video file's n-th frame is the n-th image of `images`, if there are as many; without that folder, that of the n-th mask,
+    if every frame has one. Nothing else tells which is which.
     """
     if not clip.from_file:
         return clip.names
     images = images_beside(str(folder))
+    if not images.is_dir():
+        stems = sorted((path.stem for path in folder.glob("*.png")), key=natural_key)
+        if len(stems) == len(clip.names):
+            return stems
+        raise ConfigError(
+            f"{clip.video}: has {len(clip.names)} frames, but {folder} {len(stems)} masks, and no folder {images}: "
+            "which frame a mask belongs to cannot be told"
+        )
     with _open_clip(str(images)) as reader:
         names = tuple(reader.names)
     if len(names) != len(clip.names):

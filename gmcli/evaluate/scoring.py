@@ -95,10 +95,10 @@ def _check_tasks(tasks: Sequence[VideoTask]) -> None:
     problems = []
     for task in tasks:
         folders = {q.ground_truth.masks for q in task.questions if q.ground_truth is not None}
-        if not Path(task.video).is_dir() and not (folders and all(images_beside(f).is_dir() for f in folders)):
+        if not Path(task.video).is_dir() and not (folders and all(map(_tells_frames, folders))):
             problems.append(
                 f"{task.id}: {task.video} is not a folder of frames, whose names the true masks have, "
-                "nor is there a folder 'images' beside the masks"
+                "nor is there a folder 'images' beside the masks, or a mask for every frame"
             )
         if task.start is not None or task.end is not None:
             problems.append(f"{task.id}: 'start' or 'end' is set; the protocol scores whole clips")
@@ -107,6 +107,11 @@ def _check_tasks(tasks: Sequence[VideoTask]) -> None:
         problems.append("the manifest has no questions")
     if problems:
         raise ConfigError("the manifest cannot be scored:\n  " + "\n  ".join(problems))
+
+
+def _tells_frames(masks: str) -> bool:
+    """Ask whether it may be told which frame of a video file a mask belongs to; `read_objects` finds out whether it can."""
+    return images_beside(masks).is_dir() or any(Path(masks).glob("*.png"))
 
 
 def _missing(run: Path, tasks: Sequence[VideoTask], records: Mapping[Key, Record]) -> list[Key]:

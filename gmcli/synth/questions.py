@@ -103,6 +103,11 @@ def wordings() -> tuple[str, ...]:
     return tuple(text for texts in _WORDINGS.values() for text in texts)
 
 
+def kinds() -> tuple[str, ...]:
+    """Return the names of all kinds of questions."""
+    return tuple(_TYPE)
+
+
 def _of_move(kind: str, move: Move, about: int | None = None) -> _Found:
     return _Found(kind, about, move.thing, move.start, move.end)
 

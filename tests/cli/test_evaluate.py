@@ -228,10 +228,23 @@ def test_a_video_file_with_another_number_of_images_is_refused(tmp_path, images)
         evaluate(out, tasks)
 
 
+def test_a_mask_for_every_frame_will_do(tmp_path):
+    film(tmp_path)
+    tasks = read_manifest(tmp_path / "file.yaml")
+    out = answer_film(tmp_path / "out", tasks, [f"{number:05}" for number in range(12)])
+    scores = evaluate(out, tasks)
+    shutil.rmtree(tmp_path / "clip" / "images")
+    for number in range(12):
+        path = tmp_path / "clip" / "masks" / f"frame_{7 + 3 * number}.png"
+        if not path.exists():
+            Image.new("L", (80, 48)).save(path)
+    assert evaluate(out, tasks) == scores
+
+
 def test_a_video_file_without_images_is_refused(tmp_path):
     film(tmp_path)
     shutil.rmtree(tmp_path / "clip" / "images")
     tasks = read_manifest(tmp_path / "file.yaml")
     out = answer_film(tmp_path / "out", tasks, [f"{number:05}" for number in range(12)])
-    with pytest.raises(ConfigError, match="is not a folder of frames"):
+    with pytest.raises(ConfigError, match="has 12 frames, but .*masks 6 masks, and no folder"):
         evaluate(out, tasks)

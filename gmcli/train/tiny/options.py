@@ -23,8 +23,8 @@ class LanguageOptions:
     """Hold what kind `language` trains on.
 
     A step has `videos` videos with at most `questions` questions of each. Every `fresh_every`-th step sees new videos, the
-    others some of those before, with other questions drawn. `drills` is the share of the exercises ("When does the red circle move?") that is drawn.
-    `checks` batches of the validation split are scored.
+    others some of those before, with other questions drawn. `drills` is the share of the exercises ("When does the red
+    circle move?") that is drawn. `checks` batches of the validation split are scored.
     """
 
     videos: int = 16
