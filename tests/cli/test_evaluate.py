@@ -246,5 +246,5 @@ def test_a_video_file_without_images_is_refused(tmp_path):
     shutil.rmtree(tmp_path / "clip" / "images")
     tasks = read_manifest(tmp_path / "file.yaml")
     out = answer_film(tmp_path / "out", tasks, [f"{number:05}" for number in range(12)])
-    with pytest.raises(ConfigError, match="has 12 frames, but .*masks 6 masks, and no folder"):
+    with pytest.raises(ConfigError, match=r"has 12 frames, but .*masks 6 masks, and no folder"):
         evaluate(out, tasks)
