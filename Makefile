@@ -5,13 +5,14 @@ BIN = $(VENV)/bin
 
 .PHONY: demo test coverage clean
 
-# The main job on three real videos, with the checkpoint that ships (its weights are random).
+# The main job on the videos that ship, with the model that ships; then what to look at.
 demo: $(VENV)/.installed
-	$(BIN)/python examples/fetch_videos.py
 	$(BIN)/gmcli infer examples/manifest.yaml -o demo-run
+	$(BIN)/gmcli eval demo-run
+	$(BIN)/gmcli render demo-run
+	$(BIN)/gmcli report demo-run -o demo-run.html
 	@echo
-	@echo "Look at demo-run/masks/bunny/q0/*.png and demo-run/results.json."
-	@echo "The weights are random: the masks show that the pipeline runs, not what a trained model sees."
+	@echo "Open demo-run.html in a browser; demo-run/renders has the videos with the masks drawn in."
 
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -39,4 +40,4 @@ $(VENV)/.installed-dev: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo-run
+	rm -rf $(VENV) build dist *.egg-info demo-run demo-run.html

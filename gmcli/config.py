@@ -9,7 +9,7 @@ from typing import Any
 from gmcli.errors import ConfigError
 from gmcli.resources import share_dir
 
-VISUAL_TOKENS = ("frame", "pooled", "pooled_padded", "temporal")
+VISUAL_TOKENS = ("frame", "pooled", "pooled_padded", "temporal", "changes")
 FORMATS = ("png", "rle")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 READERS = ("pyav", "decord")
@@ -25,7 +25,7 @@ _BY_FINGERPRINT = frozenset({"checkpoint", "revision", "vision_tower"})
 class RunConfig:
     """Hold every setting of `gmcli infer`; configs/default.yaml explains each."""
 
-    checkpoint: str = "demo"
+    checkpoint: str = "mora-tiny"
     revision: str | None = None
     vision_tower: str | None = None
     visual_tokens: str | None = None

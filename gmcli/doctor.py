@@ -147,7 +147,7 @@ PACKAGES = (
 def run_checks(checkpoint: str, output: Path) -> list[Check]:
     """Check everything that gmcli needs or can use, and return one Check for each, in a fixed order.
 
-    checkpoint: a folder, hub name or "demo"; nothing is downloaded.
+    checkpoint: a folder, hub name or "mora-tiny"; nothing is downloaded.
     output: the directory of a run, which need not exist yet.
     Raises nothing for what is wrong with the machine: the checks say it.
     """

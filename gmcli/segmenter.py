@@ -24,6 +24,7 @@ from gmcli.errors import ConfigError, ItemError
 from gmcli.masks.rle import empty_rle, encode_rle
 from gmcli.model.config import PADDED_TEMPORAL_TOKENS, VisualTokens
 from gmcli.model.generate import Answer, Prefix, answer_questions, prefill
+from gmcli.model.mora import visual_width
 from gmcli.model.preprocess import Frame, clip_pixels, resized_size, sam_pixels
 from gmcli.model.prompt import build_prompt, tokenize_prompt
 from gmcli.model.sam import postprocess_masks
@@ -93,6 +94,9 @@ class Segmenter:
         self.layout: VisualTokens = config.visual_tokens or self.model.config.visual_tokens  # type: ignore[assignment]
         if self.layout == "pooled_padded" and config.frames > PADDED_TEMPORAL_TOKENS:
             raise ConfigError(f"pooled_padded holds at most {PADDED_TEMPORAL_TOKENS} frames, not {config.frames}")
+        clip, stored = self.model.config.clip, self.model.config.visual_tokens
+        if visual_width(clip, self.layout) != visual_width(clip, stored):
+            raise ConfigError(f"visual_tokens {self.layout} does not fit this checkpoint, which was made for {stored}")
         self._batch = {c: load_recipe(c).batch[self.device.type] for c in COMPONENTS}
         self._image_pe = self.model.visual_model.dense_pe()
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.random_tiny import RANDOM_TINY
+
 # A test may never wait for a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -36,15 +38,15 @@ def golden_frames() -> list[np.ndarray]:
 
 @pytest.fixture(scope="session")
 def checkpoint():
-    """The shipped checkpoint: the weights that the goldens were made with."""
+    """The weights that the goldens were made with."""
     from gmcli.checkpoints.load import load_checkpoint
 
-    return load_checkpoint("demo")
+    return load_checkpoint(RANDOM_TINY)
 
 
 @pytest.fixture(scope="session")
 def original_folder(tmp_path_factory, checkpoint) -> Path:
-    """The shipped checkpoint written back in the original Hugging Face layout: two .bin shards, mixed dtypes."""
+    """The same checkpoint written back in the original Hugging Face layout: two .bin shards, mixed dtypes."""
     from tests.original_layout import write_original_layout
 
     folder = tmp_path_factory.mktemp("original")

@@ -11,6 +11,7 @@ from gmcli.checkpoints.convert import write_config
 from gmcli.checkpoints.load import load_checkpoint
 from gmcli.model.config import MoraConfig, SamSizes
 from gmcli.model.mora import Mora
+from tests.random_tiny import RANDOM_TINY
 
 SAM = SamSizes(
     image_size=128,
@@ -26,7 +27,7 @@ SAM = SamSizes(
 
 def write_small_checkpoint(folder: Path, **changes) -> Path:
     """Write the checkpoint to `folder`; `changes` replace fields of its configuration."""
-    base = load_checkpoint("demo")
+    base = load_checkpoint(RANDOM_TINY)
     config: MoraConfig = dataclasses.replace(base.model.config, sam=SAM, localizer_bins=20, **changes)
     torch.manual_seed(7)
     state = Mora(config).state_dict()

@@ -64,10 +64,21 @@ def test_the_readmes_manifest_is_valid(tmp_path):
     assert (task.start, task.end, task.questions[0].type) == (4, 12.5, "Counterfactual")
 
 
-def test_the_demo_manifest_names_the_demo_videos(tmp_path):
+def test_the_demo_manifest_has_videos_and_truth():
+    tasks = read_manifest(ROOT / "examples/manifest.yaml")
+    assert all(question.ground_truth.answer for task in tasks for question in task.questions)
+    assert {question.type for task in tasks for question in task.questions} == {
+        "Causal",
+        "Counterfactual",
+        "Descriptive",
+        "Sequential",
+    }
+
+
+def test_the_manifest_of_real_videos_names_those_that_are_fetched(tmp_path):
     videos = re.search(r"VIDEOS = \((.*?)\)", (ROOT / "examples/fetch_videos.py").read_text())[1]
     names = re.findall(r'"(.*?)"', videos)
-    text = (ROOT / "examples/manifest.yaml").read_text()
+    text = (ROOT / "examples/real_videos.yaml").read_text()
     (tmp_path / "manifest.yaml").write_text(text)
     (tmp_path / "videos").mkdir()
     for name in names:

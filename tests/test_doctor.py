@@ -265,7 +265,7 @@ doctor.report(doctor.probe_checkpoint({ref!r}))
 """
 
 
-def fake_checkpoint(body: str, ref: str = "demo") -> Probe:
+def fake_checkpoint(body: str, ref: str = "mora-tiny") -> Probe:
     return Probe("checkpoint", True, "mend it", FAKE_LOCATE.format(root=str(ROOT), body=body, ref=ref))
 
 
@@ -288,7 +288,7 @@ def test_a_checkpoint_that_is_wrong(tmp_path: Path) -> None:
 def test_a_checkpoint_that_is_not_there() -> None:
     check = doctor.run_probe(fake_checkpoint("raise errors.CheckpointError('no such checkpoint')", "/no/such/place"))
     assert (check.status, check.detail) == ("missing", "no such checkpoint")
-    assert "gmcli doctor --checkpoint demo" in str(check.remedy)
+    assert "gmcli doctor --checkpoint mora-tiny" in str(check.remedy)
 
 
 def test_a_name_of_the_hub_is_looked_up_without_downloading() -> None:

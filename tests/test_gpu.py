@@ -10,6 +10,7 @@ from gmcli.data import Question, VideoTask
 from gmcli.masks.rle import decode_rle
 from gmcli.segmenter import Segmenter
 from tests.cli.test_infer import infer, write_manifest
+from tests.random_tiny import RANDOM_TINY
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,7 +21,7 @@ QUESTION = "Who passes the ball to the man in the white jersey before the whistl
 
 
 def masks(device, dtype, attention, clips):
-    checkpoint = load_checkpoint("demo", device=device, dtype=dtype, attention=attention)
+    checkpoint = load_checkpoint(RANDOM_TINY, device=device, dtype=dtype, attention=attention)
     segmenter = Segmenter(checkpoint, RunConfig(visual_tokens="frame", frames=2, mask_frames="sampled"), device)
     task = VideoTask("v", str(clips / "c.mp4"), (Question("q0", QUESTION),))
     (result,) = segmenter.segment(task).results

@@ -54,7 +54,7 @@ def test_every_module_and_all_data_are_in_it(wheel):
     wanted |= {f"gmcli/share/configs/{p.name}" for p in (ROOT / "configs").iterdir()}
     wanted |= {f"gmcli/share/engines/{p.name}" for p in (ROOT / "engines").iterdir()}
     wanted |= {
-        f"gmcli/share/checkpoints/random-tiny/{name}"
+        f"gmcli/share/checkpoints/mora-tiny/{name}"
         for name in ("config.json", "model.safetensors", "tokenizer.model", "added_tokens.json", "README.md")
     }
     assert wanted | {"gmcli/py.typed"} <= names

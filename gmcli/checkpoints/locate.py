@@ -19,8 +19,7 @@ from gmcli.model.tokenizer import Tokenizer
 from gmcli.resources import share_dir
 
 OWN_FORMAT = "gmcli-mora-1"
-DEMO = "demo"
-_DEMO_FOLDER = "random-tiny"
+SHIPPED = "mora-tiny"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")
 
@@ -48,7 +47,7 @@ class VisionTowerFiles:
 
 
 def locate_checkpoint(ref: str, *, revision: str | None = None, vision_tower: str | None = None) -> CheckpointFiles:
-    """Find a checkpoint by folder, hub name or "demo" (the one that ships with gmcli).
+    """Find a checkpoint by folder, hub name or "mora-tiny" (the one that ships with gmcli).
 
     vision_tower: overrides the folder or hub name that an original checkpoint names.
     Names that are no folder are looked up on the hub; its cache and offline mode are respected.
@@ -129,7 +128,7 @@ def _file_hash(path: Path) -> str:
 
 
 def _folder(ref: str, revision: str | None) -> Path:
-    path = share_dir("checkpoints") / _DEMO_FOLDER if ref == DEMO else Path(ref)
+    path = share_dir("checkpoints") / SHIPPED if ref == SHIPPED else Path(ref)
     if revision is not None and path.is_dir():
         raise UsageError(f"{ref}: a folder has no revision", "Leave --revision out, or give a hub name.")
     if path.is_dir():
@@ -139,7 +138,7 @@ def _folder(ref: str, revision: str | None) -> Path:
     if _HUB_NAME.fullmatch(ref):
         return _from_hub(ref, revision)
     raise CheckpointError(
-        f"{ref}: no such checkpoint", f'Give a folder, a hub name such as "xinlai/LISA-7B-v1", or "{DEMO}".'
+        f"{ref}: no such checkpoint", f'Give a folder, a hub name such as "xinlai/LISA-7B-v1", or "{SHIPPED}".'
     )
 
 

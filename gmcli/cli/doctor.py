@@ -20,7 +20,7 @@ _COLOURS = {"ok": "green", "missing": "yellow", "broken": "red"}
 @click.option(
     "--checkpoint",
     metavar="REF",
-    default="demo",
+    default="mora-tiny",
     show_default=True,
     help="Check this checkpoint: a folder, a hub name that was downloaded before, or the demo that ships with gmcli.",
 )

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--config", "config_file", metavar="FILE|NAME", help="Settings: a YAML file, or the name of a shipped one."
 )
-@click.option("--checkpoint", metavar="REF", help='Folder, hub name, or "demo" (random weights).  [default: demo]')
+@click.option("--checkpoint", metavar="REF", help="Folder, hub name, or what ships.  [default: mora-tiny]")
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub name.")
 @click.option("--vision-tower", metavar="REF", help="Folder or hub name of CLIP, for an original checkpoint.")
 @click.option("--visual-tokens", type=click.Choice(VISUAL_TOKENS), help="Override the checkpoint's own layout.")
@@ -108,7 +108,6 @@ def _infer(
 ) -> None:
     import logging
 
-    from gmcli.checkpoints.locate import DEMO
     from gmcli.devices import cpu_count
     from gmcli.executors.local import LocalExecutor
     from gmcli.executors.messages import WorkerSetup
@@ -128,8 +127,6 @@ def _infer(
     asked = sum(len(job.pending) for job in jobs)
     total = sum(len(t.questions) for t in tasks)
     log.info("%d of %d questions to answer, in %d videos", asked, total, len(jobs))
-    if config.checkpoint == DEMO and jobs:
-        log.warning("the demo checkpoint has random weights: its masks mean nothing")
     executor = LocalExecutor(
         WorkerSetup(
             files=files,

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from gmcli.errors import CheckpointError
 
-VisualTokens = Literal["frame", "pooled", "pooled_padded", "temporal"]
+VisualTokens = Literal["frame", "pooled", "pooled_padded", "temporal", "changes"]
 Conversation = Literal["llava_v1", "llava_llama_2", "plain"]
 
 # The published Video-ChatGPT pooling pads the temporal tokens with zero rows up to this many frames.

@@ -7,9 +7,9 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from gmcli.model.config import MoraConfig, VisualTokens
+from gmcli.model.config import ClipSizes, MoraConfig, VisualTokens
 from gmcli.model.sam import Sam
-from gmcli.model.visual_tokens import pool
+from gmcli.model.visual_tokens import pool, with_changes
 
 
 class Mora(nn.Module):
@@ -21,10 +21,10 @@ class Mora(nn.Module):
 
     def __init__(self, config: MoraConfig, attention: str = "sdpa") -> None:
         super().__init__()
-        llm, clip = config.llm, config.clip
+        llm = config.llm
         self.config = config
         self.vision_tower = CLIPVisionModel(clip_config(config, attention))
-        self.mm_projector = nn.Linear(clip.hidden_size, llm.hidden_size)
+        self.mm_projector = nn.Linear(visual_width(config.clip, config.visual_tokens), llm.hidden_size)
         self.language_model = LlamaForCausalLM(llama_config(config, attention))
         self.text_hidden_fcs = nn.ModuleList(
             [
@@ -64,6 +64,8 @@ class Mora(nn.Module):
             case "temporal":
                 # Pooled without its spatial part: enough where the tower keeps places in a frame's mean.
                 tokens = features.mean(dim=1).unsqueeze(0)
+            case "changes":
+                tokens = with_changes(features.mean(dim=1)).unsqueeze(0)
         projected: torch.Tensor = self.mm_projector(tokens)
         return projected
 
@@ -81,6 +83,11 @@ class Mora(nn.Module):
             raise ValueError("this checkpoint has no localizer")
         logits: torch.Tensor = self.localizer(loc_hidden)
         return logits > 0
+
+
+def visual_width(clip: ClipSizes, layout: VisualTokens) -> int:
+    """Count the features of one visual token before the projector."""
+    return 2 * clip.hidden_size if layout == "changes" else clip.hidden_size
 
 
 def build_localizer(hidden_size: int, bins: int) -> nn.Sequential:

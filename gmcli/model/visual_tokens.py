@@ -23,3 +23,12 @@ def pool(features: torch.Tensor, *, padded: bool = False) -> torch.Tensor:
         raise ValueError(f"{frames} frames do not fit {PADDED_TEMPORAL_TOKENS} temporal tokens")
     filler = temporal.new_zeros(PADDED_TEMPORAL_TOKENS - frames, features.shape[2])
     return torch.cat([temporal, filler, spatial])
+
+
+def with_changes(temporal: torch.Tensor) -> torch.Tensor:
+    """Put beside each frame's mean what has changed since the frame before; nothing has for the first one.
+
+    temporal: [..., T, C]. Returns [..., T, 2C].
+    """
+    before = torch.cat([temporal[..., :1, :], temporal[..., :-1, :]], dim=-2)
+    return torch.cat([temporal, temporal - before], dim=-1)

@@ -28,6 +28,7 @@ from gmcli.train.tiny.build import build_tiny
 log = logging.getLogger("gmcli.train")
 
 _CONFIG = "config.json"
+_APART = 100
 
 
 def train(config: TrainConfig, out: Path) -> Path:
@@ -39,12 +40,12 @@ def train(config: TrainConfig, out: Path) -> Path:
     check(config)
     with _held(out, config):
         init = config.init
-        for stage in config.stages:
+        for number, stage in enumerate(config.stages):
             folder = out / stage.name
             if read_progress(folder, stage.settings, config.seed).step >= stage.settings.steps:
                 log.info("%s: finished before", stage.name)
             else:
-                train_stage(_build(stage, init, config, folder), stage.settings, folder, seed=config.seed)
+                train_stage(_build(stage, init, config, folder, number), stage.settings, folder, seed=config.seed)
             init = str(folder / BEST)
     return out / config.stages[-1].name / BEST
 
@@ -63,8 +64,8 @@ def check(config: TrainConfig) -> None:
         raise ConfigError(f"stage {first.name!r} starts from nothing", "Give the sizes as 'model', or an 'init'.")
 
 
-def _build(stage: StageConfig, init: str | None, config: TrainConfig, folder: Path) -> Stage:
-    """Build a stage by its kind. init: the checkpoint to start from."""
+def _build(stage: StageConfig, init: str | None, config: TrainConfig, folder: Path, number: int) -> Stage:
+    """Build a stage by its kind. init: the checkpoint to start from. number: the stage's place in the list."""
     options = stage.options
     match options:
         case MoraOptions():
@@ -74,7 +75,8 @@ def _build(stage: StageConfig, init: str | None, config: TrainConfig, folder: Pa
             files = locate_checkpoint(init, vision_tower=tower)
             return _build_mora(stage, options, files, folder, config.seed)
         case _:
-            return build_tiny(options, config.model, init, folder, config.seed)
+            # Two stages of one kind are to see different frames.
+            return build_tiny(options, config.model, init, folder, config.seed + _APART * number)
 
 
 def _check_mora(options: MoraOptions) -> None:

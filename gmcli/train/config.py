@@ -348,7 +348,7 @@ _MORA: Mapping[str, Read] = {
     "frames": count(1, 1000),
     "mask_frames": count(1, 1000),
     "reader": choice("pyav", "decord"),
-    "visual_tokens": optional(choice("frame", "pooled", "pooled_padded", "temporal")),
+    "visual_tokens": optional(choice("frame", "pooled", "pooled_padded", "temporal", "changes")),
     "conversation": optional(choice("llava_v1", "llava_llama_2")),
     "instruction": optional(text),
     "answers": texts,

@@ -11,6 +11,7 @@ from gmcli.checkpoints.convert import convert
 from gmcli.checkpoints.load import choose_attention, load_checkpoint
 from gmcli.checkpoints.locate import fingerprint, locate_checkpoint
 from gmcli.errors import CheckpointError, EnvironmentProblem, UsageError
+from tests.random_tiny import RANDOM_TINY
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def test_convert_refuses_an_existing_destination(original_folder, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_reduced_types_leave_the_prompt_encoder_in_float32(dtype):
-    state = load_checkpoint("demo", dtype=dtype).model.state_dict()
+    state = load_checkpoint(RANDOM_TINY, dtype=dtype).model.state_dict()
     types = {k.split(".")[0] + "." + k.split(".")[1]: v.dtype for k, v in state.items()}
     reduced = {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     assert types.pop("visual_model.prompt_encoder") == torch.float32
@@ -245,11 +246,11 @@ def test_unknown_checkpoints_are_named(ref, tmp_path, monkeypatch):
 
 
 def test_arguments_that_do_not_apply_are_refused(original_folder):
-    for ref in (str(original_folder), "demo"):
+    for ref in (str(original_folder), "mora-tiny"):
         with pytest.raises(UsageError, match="no revision"):
             locate_checkpoint(ref, revision="main")
     with pytest.raises(UsageError, match="its own vision tower"):
-        locate_checkpoint("demo", vision_tower="x")
+        locate_checkpoint("mora-tiny", vision_tower="x")
 
 
 def test_a_missing_vision_tower_is_named(copy):

@@ -110,9 +110,9 @@ def test_merged_weights_answer_as_the_adapters_do(tmp_path, trained, small_folde
 
 
 def test_merging_into_another_checkpoint_is_refused(tmp_path, trained):
-    result = gmcli("convert", "demo", tmp_path / "merged", "--merge-lora", trained / "mora")
+    result = gmcli("convert", "mora-tiny", tmp_path / "merged", "--merge-lora", trained / "mora")
     assert result.exit_code == 5
-    assert "was not trained from demo" in result.output
+    assert "was not trained from mora-tiny" in result.output
     assert not (tmp_path / "merged").exists()
 
 

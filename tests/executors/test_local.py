@@ -99,7 +99,12 @@ def test_close_ends_a_worker_at_work(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_real_worker_without_a_gpu_says_so_and_does_not_fall_back(tmp_path):
     setup = WorkerSetup(
-        files=locate_checkpoint("demo"), config=RunConfig(), device="cuda", dtype="bf16", threads=1, log_format="text"
+        files=locate_checkpoint("mora-tiny"),
+        config=RunConfig(),
+        device="cuda",
+        dtype="bf16",
+        threads=1,
+        log_format="text",
     )
     runner = LocalExecutor(setup, gpus=["0"], workers=1, logs=tmp_path, stall_timeout_s=60)
     with pytest.raises(EnvironmentProblem, match="sees no GPU"):

@@ -9,6 +9,7 @@ from gmcli.model.preprocess import clip_pixels, resized_size, sam_pixels
 from gmcli.model.prompt import build_prompt, tokenize_prompt
 from gmcli.model.sam import postprocess_masks
 from tests.conftest import GOLDENS
+from tests.random_tiny import RANDOM_TINY
 
 
 def visual(checkpoint, frame) -> torch.Tensor:
@@ -135,7 +136,7 @@ def test_a_limit_cuts_the_answer_and_says_so(checkpoint, golden_frames, facts):
 def test_bf16_gives_the_same_ids(golden_frames, facts):
     from gmcli.checkpoints.load import load_checkpoint
 
-    reduced = load_checkpoint("demo", dtype="bf16")
+    reduced = load_checkpoint(RANDOM_TINY, dtype="bf16")
     assert reduced.model.language_model.model.rotary_emb.inv_freq.dtype == torch.float32
     features = reduced.model.clip_features(clip_pixels([golden_frames[0]]).bfloat16())
     fact = facts["evaluate"][0]

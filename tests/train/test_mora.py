@@ -16,6 +16,7 @@ from gmcli.train.lora import add_lora, merge_lora, merged_state, trainable_names
 from gmcli.train.losses import mask_bce_loss, mask_dice_loss
 from gmcli.train.mora import MoraModule, MoraStage
 from gmcli.train.prepare import prepare
+from tests.random_tiny import RANDOM_TINY
 from tests.train.sample import write_dataset
 
 LOC = "Sure, the target object is [SEG], and the temporal boundary is [LOC]."
@@ -25,7 +26,7 @@ LORA = {"r": 8, "alpha": 16, "dropout": 0.05, "targets": ["q_proj", "v_proj"]}
 @pytest.fixture(scope="module")
 def original():
     """The checkpoint of the goldens, in the layout they were made with."""
-    checkpoint = load_checkpoint("demo")
+    checkpoint = load_checkpoint(RANDOM_TINY)
     checkpoint.model.config = dataclasses.replace(checkpoint.model.config, visual_tokens="frame")
     return checkpoint
 

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
+from gmcli.errors import ConfigError
 from gmcli.model.mora import Mora
 from gmcli.model.prompt import build_prompt, tokenize_prompt
 from gmcli.model.tokenizer import Tokenizer
+from gmcli.model.visual_tokens import with_changes
 from gmcli.synth.samples import stream
 from gmcli.synth.scene import COLOURS, FPS, FRAMES, SHAPES
 from gmcli.train.losses import IGNORED
@@ -27,6 +29,10 @@ from gmcli.train.tiny.vocabulary import ANSWER
 from gmcli.video import sample_indices
 
 _VALIDATION_SEED = 1
+_FLOOR = 0.1
+_LOOK_AT = 8
+_TOKEN_SCALE = 0.5
+_WHISPER = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +64,13 @@ class LanguageModule(nn.Module):
         # The states of the visual tokens are made to tell the motion: a dense lesson beside the answers' few words.
         self.step_head = nn.Linear(width, len(COLOURS) * 3)
         self.whole_head = nn.Linear(width, len(COLOURS) * (5 + len(SHAPES)))
+        for head in (self.step_head, self.whole_head):
+            nn.init.zeros_(head.weight)
 
     def states(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return the final states [V, L, H] of packed sequences."""
         llama = self.mora.language_model.model
-        visual = self.mora.mm_projector(batch["temporal"])
+        visual = self.mora.mm_projector(_tokens(self.mora, batch["temporal"]))
         start = llama.embed_tokens(self.before).expand(len(visual), -1, -1)
         embedded = torch.cat([start, visual, llama.embed_tokens(batch["ids"])], dim=1)
         states: torch.Tensor = llama(
@@ -87,9 +95,47 @@ class LanguageModule(nn.Module):
         motion = functional.smooth_l1_loss(steps[..., :2], batch["steps"][..., :2], beta=0.1)
         moving = functional.binary_cross_entropy_with_logits(steps[..., 2], batch["steps"][..., 2].clamp(max=1))
         summary = functional.smooth_l1_loss(whole, batch["whole"], beta=0.1)
-        loss = words + 2 * phrase + window + 2 * motion + 0.5 * moving + summary
+        loss = words + 2 * phrase + 2 * window + 20 * motion + 5 * moving + 3 * summary
         parts = {"words": words, "phrase": phrase, "window": window}
         return {"loss": loss, **parts, "motion": motion, "moving": moving, "summary": summary}
+
+
+@torch.no_grad()
+def start_language(mora: Mora, tokens: torch.Tensor) -> None:
+    """Start projector and language model where they learn fast at this size. tokens: some visual tokens, [N, C].
+
+    The projector whitens: what changes from frame to frame is a small part of a token, and would be learnt late. The
+    usual deviation of 0.02 is made for wide models; here it leaves attention without a preference for long.
+    """
+    width = mora.mm_projector.out_features
+    mean = tokens.mean(dim=0)
+    values, vectors = torch.linalg.eigh(torch.cov((tokens - mean).T))
+    values, vectors = values.flip(0)[:width], vectors.flip(1)[:, :width]
+    scale = (values + _FLOOR * values.median()).rsqrt()
+    turn = torch.linalg.qr(torch.randn(width, len(values)))[0]
+    weight = turn @ (scale[:, None] * vectors.T) * _TOKEN_SCALE
+    mora.mm_projector.weight.copy_(weight)
+    mora.mm_projector.bias.copy_(-(weight @ mean))
+    layers = mora.language_model.model.layers
+    for layer in layers:
+        for name, linear in layer.named_modules():
+            if isinstance(linear, nn.Linear):
+                deviation = linear.in_features**-0.5
+                # These two write into the stream that all layers share: loud from the start, they drown what tokens say.
+                shared = name.endswith(("o_proj", "down_proj"))
+                nn.init.normal_(linear.weight, std=_WHISPER * deviation if shared else deviation)
+    nn.init.normal_(mora.language_model.model.embed_tokens.weight, std=_TOKEN_SCALE)
+
+
+def _tokens(mora: Mora, temporal: torch.Tensor) -> torch.Tensor:
+    """Lay out the frames' mean features [V, T, C] as the model does."""
+    match mora.config.visual_tokens:
+        case "temporal":
+            return temporal
+        case "changes":
+            return with_changes(temporal)
+        case layout:
+            raise ConfigError(f"kind language trains with visual_tokens temporal or changes, not {layout}")
 
 
 def read(mora: Mora, states: torch.Tensor, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -233,6 +279,11 @@ class LanguageStage:
         validation = make(split="val", seed=_VALIDATION_SEED, cache=cache / "val")
         checker = Packer(validation, tokenizer, mora, 1, questions, 0.0, seed)
         self._checks = [checker.make(i, every=True) for i in range(checks)]
+        torch.manual_seed(seed)
+        some = [
+            make(split="train", seed=seed, cache=cache / "train")(index)[0]["temporal"] for index in range(_LOOK_AT)
+        ]
+        start_language(mora, _tokens(mora, torch.cat(some)).flatten(0, 1))
         self.module = LanguageModule(mora, phrases, self.batch.before())
         self._save = save
 
