@@ -99,7 +99,7 @@ def test_masks_equal_a_plain_walk_frame_by_frame(small, clips, say):
         assert result.score == pytest.approx(np.mean(scores), abs=1e-5)
 
 
-@pytest.mark.parametrize("layout", ["pooled", "pooled_padded"])
+@pytest.mark.parametrize("layout", ["pooled", "pooled_padded", "temporal"])
 def test_answers_equal_transformers_generate_on_the_whole_sequence(small, clips, layout):
     questions = ("Who moves to the left?", "Who opens the door after the woman picks up the keys?")
     results = segment(small, task(clips, questions=questions), visual_tokens=layout).results
@@ -287,3 +287,8 @@ def test_bf16_masks_agree_with_fp32(small_folder, small, clips, say):
     for a, b in zip(full.masks, half.masks, strict=True):
         first, second = decode_rle(a), decode_rle(b)
         assert (first & second).sum() >= 0.9 * (first | second).sum()
+
+
+def test_a_layout_of_another_width_is_refused(small):
+    with pytest.raises(ConfigError, match="changes does not fit this checkpoint, which was made for pooled"):
+        Segmenter(small, RunConfig(visual_tokens="changes"), "cpu")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gmcli.model.visual_tokens import pool
+from gmcli.model.visual_tokens import pool, with_changes
 
 
 def test_clip_features_equal_the_originals(checkpoint, golden):
@@ -37,9 +37,19 @@ def test_pooled_features_equal_the_originals(checkpoint, golden):
     torch.testing.assert_close(projected[0], want["projected_frame_then_pooled"], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("layout", "shape"), [("frame", (3, 256)), ("pooled", (1, 259)), ("pooled_padded", (1, 356))])
+@pytest.mark.parametrize(
+    ("layout", "shape"), [("frame", (3, 256)), ("pooled", (1, 259)), ("pooled_padded", (1, 356)), ("temporal", (1, 3))]
+)
 def test_layouts_have_their_token_counts(checkpoint, layout, shape):
     assert checkpoint.model.visual_embeddings(torch.zeros(3, 256, 32), layout).shape == (*shape, 64)
+
+
+def test_changes_are_the_differences_of_neighbours():
+    temporal = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(3))
+    tokens = with_changes(temporal)
+    torch.testing.assert_close(tokens[..., :7], temporal, atol=0, rtol=0)
+    torch.testing.assert_close(tokens[:, 1:, 7:], torch.diff(temporal, dim=1), atol=0, rtol=0)
+    assert not tokens[:, 0, 7:].any()
 
 
 def test_padded_layout_refuses_more_than_100_frames():

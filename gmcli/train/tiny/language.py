@@ -95,7 +95,7 @@ class LanguageModule(nn.Module):
         motion = functional.smooth_l1_loss(steps[..., :2], batch["steps"][..., :2], beta=0.1)
         moving = functional.binary_cross_entropy_with_logits(steps[..., 2], batch["steps"][..., 2].clamp(max=1))
         summary = functional.smooth_l1_loss(whole, batch["whole"], beta=0.1)
-        loss = words + 2 * phrase + 2 * window + 20 * motion + 5 * moving + 3 * summary
+        loss = 8 * words + 2 * phrase + 2 * window + 10 * motion + 2 * moving + summary
         parts = {"words": words, "phrase": phrase, "window": window}
         return {"loss": loss, **parts, "motion": motion, "moving": moving, "summary": summary}
 
