@@ -356,7 +356,7 @@ def probe_checkpoint(ref: str) -> Finding:
         here = Path(ref).exists()
         if not here and re.fullmatch(r"[\w.-]+/[\w.-]+", ref):
             return Finding("missing", f"{ref} is neither a folder nor whole in the hub's cache", f"hf download {ref}")
-        remedy = error.hint or "gmcli doctor --checkpoint demo # if that is ok, the files of this one are at fault"
+        remedy = error.hint or "gmcli doctor --checkpoint mora-tiny # if that is ok, the files of this one are at fault"
         return Finding("broken" if here else "missing", error.message, remedy)
     path = Path(files.path)
     size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size

@@ -73,7 +73,6 @@ def test_it_works_from_where_it_lies(wheel, tmp_path, clips):
     command += ["--mask-frames", "sampled", "--frames", "2", "--gpus", "cpu"]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "random weights" in done.stderr
     assert len(json.loads((tmp_path / "out/results.json").read_text())["results"]) == 1
     where = subprocess.run(
         [sys.executable, "-c", "import gmcli; print(gmcli.__file__)"],

@@ -22,7 +22,7 @@ _COLOURS = {"ok": "green", "missing": "yellow", "broken": "red"}
     metavar="REF",
     default="mora-tiny",
     show_default=True,
-    help="Check this checkpoint: a folder, a hub name that was downloaded before, or the demo that ships with gmcli.",
+    help="Check this checkpoint: a folder, a hub name that was downloaded before, or the one that ships with gmcli.",
 )
 @click.option(
     "--output",

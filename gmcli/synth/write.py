@@ -26,7 +26,8 @@ MANIFEST = "manifest.yaml"
 VIDEOS = "videos"
 
 _JPEG_QUALITY = 92
-_CRF = "16"
+# More than one thread, or frames looked at ahead, and equal frames give other bytes each time.
+_H264 = {"crf": "16", "x264-params": "threads=1:lookahead-threads=1:sync-lookahead=0:rc-lookahead=0"}
 # Background, then the things: any colours will do, what counts is the index.
 _PALETTE = [0, 0, 0, 230, 90, 60, 60, 160, 90, 70, 110, 220, 220, 190, 60]
 
@@ -37,7 +38,7 @@ def write_dataset(
     """Write clips until they hold `questions` questions; return the number of clips.
 
     folder: must not exist, or be empty; it appears whole or not at all. Of each clip at most six questions are taken, of the
-    type first that is rarest so far. Equal arguments give equal frames, masks and annotations.
+    type first that is rarest so far. Equal arguments give equal bytes.
     progress: called with the number of questions of each clip that is written.
     Raises UsageError where `folder` holds something.
     """
@@ -107,7 +108,7 @@ def _write_clip(folder: Path, pixels: NDArray[np.uint8], masks: NDArray[np.uint8
 def write_video(path: Path, pixels: NDArray[np.uint8]) -> None:
     """Write RGB frames [T,H,W,3] as H.264 at FPS frames a second. H and W: even."""
     with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=FPS, options={"crf": _CRF, "threads": "1"})
+        video = container.add_stream("libx264", rate=FPS, options=_H264)
         video.height, video.width = pixels.shape[1:3]
         video.pix_fmt = "yuv420p"
         video.time_base = Fraction(1, FPS)
