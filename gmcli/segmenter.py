@@ -28,7 +28,7 @@ from gmcli.model.mora import visual_width
 from gmcli.model.preprocess import Frame, clip_pixels, resized_size, sam_pixels
 from gmcli.model.prompt import build_prompt, tokenize_prompt
 from gmcli.model.sam import postprocess_masks
-from gmcli.video import VideoReader, frame_range, open_video, read_frames, sample_indices
+from gmcli.video import VideoReader, frame_range, open_video, read_frames, sample_indices, time_bins
 
 Progress = Callable[[int], None]
 
@@ -217,15 +217,13 @@ class Segmenter:
     def _inside(self, clip: _Clip, answer: Answer) -> NDArray[np.bool_]:
         """Say for each frame of the clip whether [LOC] selects it; all of them without a [LOC] or a localizer.
 
-        Bin k stands for the k-th of K evenly spaced frames; a frame belongs to the bin that is nearest in time.
+        Bin k stands for the k-th of K equal parts of the clip's duration.
         """
         bins = self.model.config.localizer_bins
         if not bins or not len(answer.loc_hidden):
             return np.ones(len(clip.span), bool)
         selected = torch.stack([self.model.localize(state) for state in answer.loc_hidden]).any(dim=0).cpu().numpy()
-        times = clip.reader.times
-        centres = times[sample_indices(clip.span.start, clip.span.stop, bins)]
-        return np.asarray(selected[_nearest(times[clip.span.start : clip.span.stop], centres)])
+        return np.asarray(selected[time_bins(clip.reader.times[clip.span.start : clip.span.stop], bins)])
 
     # --- masks -----------------------------------------------------------------------------------------------------
 

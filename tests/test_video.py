@@ -29,6 +29,7 @@ from gmcli.video import (
     open_video,
     read_frames,
     sample_indices,
+    time_bins,
 )
 from tests.video_fixtures import FRAMES, READABLE, clip_maker, ffmpeg, reference_frames
 
@@ -490,3 +491,18 @@ def test_importing_costs_neither_torch_nor_decord() -> None:
     code = "import sys, gmcli.video; sys.exit(any(name in sys.modules for name in ('torch', 'decord')))"
     root = Path(__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_time_bins_are_equal_parts_of_the_duration():
+    assert time_bins(np.arange(60) / 6, 20).tolist() == [i // 3 for i in range(60)]
+    assert time_bins(np.arange(20) / 25 + 7, 20).tolist() == list(range(20))
+    assert time_bins(np.array([0.5]), 20).tolist() == [10]
+    # A pause: the second half of the duration has one frame.
+    assert time_bins(np.array([0.0, 1.0, 2.0, 3.0, 8.0]), 2).tolist() == [0, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("count", range(1, 130, 7))
+def test_time_bins_are_even(count):
+    counts = np.bincount(time_bins(np.arange(count) / 30, 20), minlength=20)
+    assert counts.sum() == count
+    assert counts.max() - counts.min() <= 1

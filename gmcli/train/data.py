@@ -21,7 +21,7 @@ from gmcli.model.tokenizer import Tokenizer
 from gmcli.text import shorten
 from gmcli.train.config import MoraOptions
 from gmcli.train.losses import IGNORED
-from gmcli.video import VideoReader, frame_range, open_video, read_frames, sample_indices
+from gmcli.video import VideoReader, frame_range, open_video, read_frames, sample_indices, time_bins
 
 # Stands in a template for the question's own answer in words.
 ANSWER = "{answer}"
@@ -176,15 +176,19 @@ def frames_inside(times: NDArray[np.float64], start: float | None, end: float | 
 def true_bins(times: NDArray[np.float64], span: range, inside: NDArray[np.bool_], bins: int) -> NDArray[np.float32]:
     """Say which of K time bins [LOC] should select, float32 [K]: the inverse of how an answer's bins are read.
 
-    Bin k stands for the k-th of K evenly spaced frames of the clip. A window between two of these selects the bin that is
-    nearest to its middle.
+    Bin k stands for the k-th of K equal parts of the clip; one is selected where at least half of its frames are inside. A
+    window that fills no bin so far selects the one in which its middle lies.
     """
-    centres = sample_indices(span.start, span.stop, bins)
-    target = inside[centres].astype(np.float32)
-    shown = np.flatnonzero(inside[span.start : span.stop]) + span.start
-    if len(shown) and not target.any():
-        middle = (times[shown[0]] + times[shown[-1]]) / 2
-        target[int(np.abs(times[centres] - middle).argmin())] = 1
+    shown = inside[span.start : span.stop]
+    bin_of = time_bins(times[span.start : span.stop], bins)
+    target = np.zeros(bins, np.float32)
+    for k in range(bins):
+        own = shown[bin_of == k]
+        # A clip of fewer frames than bins has empty ones, which go with their neighbour.
+        target[k] = own.mean() >= 0.5 if len(own) else shown[int(np.abs(bin_of - k).argmin())]
+    if shown.any() and not target.any():
+        within = np.flatnonzero(shown)
+        target[bin_of[within[len(within) // 2]]] = 1
     return target
 
 

@@ -91,6 +91,17 @@ def sample_indices(first: int, stop: int, count: int) -> list[int]:
     return [int(position) for position in np.linspace(first, stop - 1, count)]
 
 
+def time_bins(times: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
+    """Say in which of `bins` equal parts of a clip's duration the middle of each frame lies, int64 [N].
+
+    `times`: [N] float64, ascending, when frames begin. The last one is taken to last as long as the others do on average.
+    """
+    step = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
+    share = (times - times[0] + step / 2) / (step * len(times))
+    # A middle on the border of two parts belongs to the later one, whatever rounding says.
+    return np.floor(share * bins + 1e-6).astype(np.int64).clip(0, bins - 1)
+
+
 def frame_range(times: NDArray[np.float64], start: float | None, end: float | None) -> range:
     """Find the frames with `start <= time < end`, in seconds; None leaves that side open.
 
@@ -116,4 +127,5 @@ __all__ = [
     "open_video",
     "read_frames",
     "sample_indices",
+    "time_bins",
 ]
