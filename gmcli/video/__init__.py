@@ -99,7 +99,8 @@ def time_bins(times: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
     step = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
     share = (times - times[0] + step / 2) / (step * len(times))
     # A middle on the border of two parts belongs to the later one, whatever rounding says.
-    return np.floor(share * bins + 1e-6).astype(np.int64).clip(0, bins - 1)
+    number: NDArray[np.int64] = np.floor(share * bins + 1e-6).astype(np.int64).clip(0, bins - 1)
+    return number
 
 
 def frame_range(times: NDArray[np.float64], start: float | None, end: float | None) -> range:

@@ -48,8 +48,8 @@ def make_exam(split: Split, seed: int, videos: int) -> Exam:
         for question in asked:
             rows.append((one, every, _asked(facts, question), there))
             answers.append(colour_of(facts.scene.things[question.answer]))
-    frame, motion, question, there = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
-    return Exam(frame, motion, question, there > 0, torch.tensor(answers))
+    columns = [torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)]
+    return Exam(columns[0], columns[1], columns[2], columns[3] > 0, torch.tensor(answers))
 
 
 def _seen(facts: Facts, frame: int) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
