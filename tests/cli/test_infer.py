@@ -232,7 +232,8 @@ def test_signals_stop_cleanly_and_the_run_goes_on(finished, small_folder, tmp_pa
     manifest, undisturbed, _ = finished
     out = tmp_path / "out"
     process = subprocess.Popen(command(manifest, small_folder, out), stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: (out / "items").exists())
+    # Before it writes its log, there may be no worker to hold.
+    wait_for(lambda: (out / "logs/worker-0.log").exists())
     # Hold the workers, so that the run cannot end while others knock at its door.
     for worker in children(process.pid):
         os.kill(worker, signal.SIGSTOP)
