@@ -54,7 +54,7 @@ ALLOWED = {
     "report": MASKS
     | {"ledger", "items", "kept_manifest", "manifest", "video", "evaluate", "progress", "status", "report"},
     "synth": FLOOR | {"datasets", "synth"},
-    "train": CHECKPOINTS | {"train", "synth", "video", "manifest", "ledger", "progress"},
+    "train": CHECKPOINTS | {"train", "synth", "masks", "video", "manifest", "ledger", "progress"},
     "verify": RUN | {"run"},
     "doctor": CHECKPOINTS,
     "cli": CHECKPOINTS

@@ -1,6 +1,5 @@
 """Gather what the renders of one question show: the clip, the answer, its masks, and the truth where it is wanted."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +7,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from gmcli.data import GroundTruth, Question, Rle, TemporalSpan, VideoTask
 from gmcli.errors import GmcliError, ItemError
 from gmcli.items import mask_folder, read_item
 from gmcli.ledger import Record, item_name
+from gmcli.masks.png import read_indices
 from gmcli.masks.rle import decode_rle, rle_from_json
 from gmcli.render.paint import Mask
 from gmcli.video import VideoReader, frame_range
@@ -103,7 +102,7 @@ def mask_of(scene: Scene, frame: int) -> Mask | None:
     path = scene.pngs / f"{scene.names[frame]}.png"
     try:
         rle = scene.rles.get(frame)
-        mask = decode_rle(rle) if rle is not None else _read_indices(path) > 0
+        mask = decode_rle(rle) if rle is not None else read_indices(path) > 0
     except (OSError, ValueError, GmcliError) as error:
         raise ItemError(f"{scene.video}: the mask of frame {scene.names[frame]} cannot be read ({error})") from None
     if mask.shape != scene.reader.size:
@@ -122,7 +121,7 @@ def truth_of(scene: Scene, frame: int) -> Mask | None:
         return None
     path = Path(scene.truth.masks) / f"{scene.reader.names[frame]}.png"
     try:
-        ids = _read_indices(path)
+        ids = read_indices(path)
     except FileNotFoundError:
         return None  # GroundMoRe stores no mask where the object is not to be seen
     except (OSError, ValueError) as error:
@@ -173,17 +172,3 @@ def _check_names(where: str, names: Mapping[int, str], reader: VideoReader) -> N
                 f"{where}: has a mask of frame {frame!r}, {name!r}, which is none of {reader.path}",
                 "Has the video changed since the run?",
             )
-
-
-def _read_indices(path: Path) -> NDArray[np.integer[Any]]:
-    """Read a PNG of one channel, [H, W]: the palette's indices, or the grey values. Raises OSError and ValueError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if image.mode not in ("P", "L", "1", "I;16", "I"):
-                    raise ValueError(f"its pixels are {image.mode}, not indices")
-                pixels = np.asarray(image)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError, SyntaxError) as error:
-        raise ValueError(str(error)) from None
-    return pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels

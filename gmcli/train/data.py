@@ -1,7 +1,6 @@
 """Turn a manifest with ground truth into samples: what the model sees, what it should say, where the masks are."""
 
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from gmcli.data import GroundTruth, Question, VideoTask
 from gmcli.errors import ConfigError, ManifestError
+from gmcli.masks.png import read_indices
 from gmcli.model.config import PADDED_TEMPORAL_TOKENS, MoraConfig
 from gmcli.model.preprocess import clip_pixels, resized_size, sam_pixels
 from gmcli.model.prompt import build_prompt, tokenize_prompt
@@ -204,24 +203,18 @@ def true_masks(
     for position, frame in enumerate(frames):
         path = folder / f"{reader.names[frame]}.png"
         if inside[frame] and path.is_file():
-            masks[position] = np.isin(_read_indices(path, reader.size), truth.object_ids)
+            masks[position] = np.isin(_read_plane(path, reader.size), truth.object_ids)
     return masks
 
 
-def _read_indices(path: Path, size: tuple[int, int]) -> NDArray[Any]:
+def _read_plane(path: Path, size: tuple[int, int]) -> NDArray[Any]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                # Colours say nothing of objects, and turning them into a palette invents some.
-                if image.mode not in ("P", "L", "1", "I;16", "I"):
-                    raise ValueError(f"its pixels are {image.mode}, not indices")
-                pixels = np.asarray(image)
-    except (OSError, ValueError, Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        pixels = read_indices(path)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as a mask ({error})") from None
     if pixels.shape != size:
         raise ConfigError(f"{path}: the mask is {pixels.shape}, the frame {size} (H, W)")
-    return pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels
+    return pixels
 
 
 def _truth(question: Question) -> GroundTruth:
