@@ -30,19 +30,26 @@ def read_fields(path: Path, fields: Mapping[str, Read], error: type[GmcliError])
         if node is not None:
             if node.kind != MAPPING:
                 problems.stop(node.line, f"must be a mapping, not {node}")
-            for name, value in node.value.items():
-                if name not in fields:
-                    problems.add(value.at, f"unknown field {name!r}; known: {', '.join(fields)}")
-                    continue
-                try:
-                    found[name] = fields[name](value)
-                except ValueError as failure:
-                    problems.add(value.at, f"'{name}' {failure}")
+            found = read_mapping(node, fields, problems)
     except Stop:
         pass
     if problems:
         raise error("\n".join(problems.in_file_order(str(path))))
     return found
+
+
+def read_mapping(node: Node, known: Mapping[str, Read], problems: Problems) -> dict[str, Any]:
+    """Read a mapping's fields; note unknown and wrong ones, which are then not among the values."""
+    values = {}
+    for name, value in node.value.items():
+        if name not in known:
+            problems.add(value.at, f"unknown field {name!r}; known: {', '.join(known)}")
+            continue
+        try:
+            values[name] = known[name](value)
+        except ValueError as failure:
+            problems.add(value.at, f"'{name}' {failure}")
+    return values
 
 
 def plain(node: Node) -> Any:

@@ -10,7 +10,7 @@ from gmcli.errors import ConfigError
 from gmcli.resources import share_dir
 from gmcli.train.fields import betas, choice, count, flag, folder_name, number, optional, scales, sizes, text, texts
 from gmcli.train.tiny.options import LanguageOptions, SamOptions, TinyOptions, TowerOptions
-from gmcli.yaml_fields import MAX_BYTES, Read, plain
+from gmcli.yaml_fields import MAX_BYTES, Read, plain, read_mapping
 from gmcli.yaml_lines import LIST, MAPPING, Node, Problems, Stop, load_yaml
 
 Kind = Literal["mora", "tower", "sam", "language"]
@@ -184,7 +184,7 @@ def _override(top: Node, given: str, problems: Problems) -> None:
 
 
 def _config(top: Node, problems: Problems) -> TrainConfig | None:
-    values = _values(top, _TOP, problems)
+    values = read_mapping(top, _TOP, problems)
     stages: list[StageConfig] = []
     listed = top.value.get("stages")
     if listed is None or listed.kind != LIST or not listed.value:
@@ -209,7 +209,7 @@ def _stage(node: Node, problems: Problems) -> StageConfig | None:
         at = node.value["kind"].at if "kind" in node.value else node.line
         problems.add(at, f"'kind' must be one of {', '.join(get_args(Kind))}")
         return None
-    values = _values(node, _known(node), problems)
+    values = read_mapping(node, _known(node), problems)
     options_type = _options_type(kind)
     needed = [
         f.name
@@ -289,20 +289,6 @@ def _known(stage: Node) -> Mapping[str, Read]:
             return {**_SETTINGS, **_LANGUAGE}
         case None:
             return _SETTINGS
-
-
-def _values(node: Node, known: Mapping[str, Read], problems: Problems) -> dict[str, Any]:
-    """Read a mapping's fields; note unknown and wrong ones, which are then not among the values."""
-    values = {}
-    for name, value in node.value.items():
-        if name not in known:
-            problems.add(value.at, f"unknown field {name!r}; known: {', '.join(known)}")
-            continue
-        try:
-            values[name] = known[name](value)
-        except ValueError as failure:
-            problems.add(value.at, f"'{name}' {failure}")
-    return values
 
 
 def _listed(values: Mapping[str, Any]) -> dict[str, Any]:
