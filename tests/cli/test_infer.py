@@ -227,15 +227,21 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def workers(pid: int) -> list[int]:
+    """Those of its children that are workers already: held between fork and exec, one would hold its parent too."""
+    return [
+        child for child in children(pid) if b"gmcli.executors.worker" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+
+
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_signals_stop_cleanly_and_the_run_goes_on(finished, small_folder, tmp_path, sent):
     manifest, undisturbed, _ = finished
     out = tmp_path / "out"
     process = subprocess.Popen(command(manifest, small_folder, out), stderr=subprocess.PIPE, text=True)
-    # Before it writes its log, there may be no worker to hold.
-    wait_for(lambda: (out / "logs/worker-0.log").exists())
+    wait_for(lambda: workers(process.pid))
     # Hold the workers, so that the run cannot end while others knock at its door.
-    for worker in children(process.pid):
+    for worker in workers(process.pid):
         os.kill(worker, signal.SIGSTOP)
     second = subprocess.run(command(manifest, small_folder, out), capture_output=True, text=True)
     assert second.returncode == 7

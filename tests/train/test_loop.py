@@ -27,6 +27,14 @@ def undisturbed(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def undisturbed_apart(tmp_path_factory) -> Path:
+    """The same in a process of its own: another process's arithmetic may differ in the last digits."""
+    out = tmp_path_factory.mktemp("undisturbed-apart")
+    assert run_toy(out, None) == 0
+    return out
+
+
 def run_toy(out: Path, kill_at: int | None, number: int = 0, workers: int = 0) -> int:
     arguments = [str(out), "-" if kill_at is None else str(kill_at), str(number), str(workers)]
     return subprocess.run(
@@ -66,14 +74,14 @@ def test_tensorboard_has_scalars_and_pictures(undisturbed):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_killed_training_goes_on_with_the_same_curve(undisturbed, tmp_path, workers):
+def test_a_killed_training_goes_on_with_the_same_curve(undisturbed_apart, tmp_path, workers):
     """SIGKILL comes within step 6 (micro-batch 11), four steps being saved, and within the first step of all."""
     if workers == 0:
         assert run_toy(tmp_path, 1, signal.SIGKILL) == -signal.SIGKILL
         assert run_toy(tmp_path, 11, signal.SIGKILL) == -signal.SIGKILL
         assert [line["step"] for line in lines(tmp_path / "losses.jsonl")] == [1, 2, 3, 4, 5]
     assert run_toy(tmp_path, None, workers=workers) == 0
-    same(undisturbed, tmp_path)
+    same(undisturbed_apart, tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -122,7 +130,7 @@ def test_gradients_are_clipped(tmp_path):
     """AdamW does not heed the gradient's length; plain differences of its first moment do."""
     stage = ToyStage()
     train_stage(stage, toy_settings(steps=1, clip_grad=1e-3), tmp_path, seed=1)
-    state = torch.load(tmp_path / "last/optimizer.pt", weights_only=True)["state"]
+    state = torch.load(tmp_path / "last/optimizers.pt", weights_only=True)[0]["state"]
     moments = torch.cat([s["exp_avg"].flatten() for s in state.values()]) / (1 - 0.9)
     assert float(moments.norm()) == pytest.approx(1e-3, rel=1e-3)
 
