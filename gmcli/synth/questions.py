@@ -103,6 +103,11 @@ def wordings() -> tuple[str, ...]:
     return tuple(text for texts in _WORDINGS.values() for text in texts)
 
 
+def type_of(kind: str) -> str:
+    """Return the type of a kind of questions."""
+    return _TYPE[kind]
+
+
 def kinds() -> tuple[str, ...]:
     """Return the names of all kinds of questions."""
     return tuple(_TYPE)

@@ -16,6 +16,7 @@ from gmcli.yaml_lines import LIST, MAPPING, Node, Problems, Stop, load_yaml
 Kind = Literal["mora", "tower", "sam", "language"]
 Schedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["fp32", "bf16"]
+Optimizer = Literal["adamw", "muon"]
 
 # These may differ from run to run of one training: they change how it is watched, not which weights it gives.
 FREE = frozenset({"loader_workers", "save_every", "validate_every", "log_every"})
@@ -25,12 +26,15 @@ FREE = frozenset({"loader_workers", "save_every", "validate_every", "log_every"}
 class StageSettings:
     """Hold how a stage is optimised. `steps` counts optimizer steps, each of `accumulation` micro-batches a process.
 
+    `optimizer` muon steps the matrices inside transformer blocks by their orthogonalised momentum (Jordan 2024, Moonlight's
+    scale, so that `lr` is AdamW's); all else is AdamW's as ever.
     `lr_scale` maps a prefix of parameter names to a factor of the learning rate; the longest prefix that fits wins.
     `warmup_steps` count within `steps`. The schedule decays to nothing at `steps`.
     Defaults are MoRA's (paper, section 4.2).
     """
 
     steps: int
+    optimizer: Optimizer = "adamw"
     accumulation: int = 1
     lr: float = 3e-4
     betas: tuple[float, float] = (0.9, 0.95)
@@ -306,6 +310,7 @@ _SETTINGS: Mapping[str, Read] = {
     "name": folder_name,
     "kind": choice(*get_args(Kind)),
     "steps": count(1),
+    "optimizer": choice(*get_args(Optimizer)),
     "accumulation": count(1, 100_000),
     "lr": number(0),
     "betas": betas,
@@ -324,6 +329,7 @@ _LANGUAGE: Mapping[str, Read] = {
     "videos": count(1, 100_000),
     "questions": count(1, 1000),
     "fresh_every": count(1),
+    "lessons_after": count(1, 1000),
     "drills": number(0, 1),
     "checks": count(1, 1000),
 }

@@ -28,7 +28,7 @@ from gmcli.errors import ConfigError, GmcliError
 from gmcli.files import make_directories
 from gmcli.progress import INTERVAL_S
 from gmcli.train.config import StageSettings
-from gmcli.train.optimizer import build_optimizer, learning_rate
+from gmcli.train.optimizer import build_optimizers, learning_rate
 from gmcli.train.stage import Stage
 from gmcli.train.state import (
     BEST,
@@ -78,10 +78,11 @@ class _Trainer:
             # A step's answers may all lack [LOC], and then its head gets no gradient.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
-        optimizer = build_optimizer(stage.module, settings)
+        optimizers = build_optimizers(stage.module, settings)
         if progress.step:
-            optimizer.load_state_dict(load_last(out, stage.module))
-        self.module, self.optimizer = self.accelerator.prepare(stage.module, optimizer)
+            for optimizer, state in zip(optimizers, load_last(out, stage.module), strict=True):
+                optimizer.load_state_dict(state)
+        self.module, *self.optimizers = self.accelerator.prepare(stage.module, *optimizers)
         self.main = self.accelerator.is_main_process
         if self.main:
             for name in (LOSSES, SCORES):
@@ -152,8 +153,9 @@ class _Trainer:
         accelerator, settings = self.accelerator, self.settings
         torch.manual_seed(_step_seed(self.seed, step, accelerator.process_index))
         rate = learning_rate(step, settings)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["factor"]
         self.module.train()
         sums: dict[str, torch.Tensor] = {}
         for _ in range(settings.accumulation):
@@ -166,8 +168,9 @@ class _Trainer:
                 accelerator.backward(losses["loss"])
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(self._trained(), settings.clip_grad)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                for optimizer in self.optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach().float()
         means = {name: value / settings.accumulation for name, value in sums.items()}
@@ -208,8 +211,8 @@ class _Trainer:
                 # A state that is ahead of its log would leave a gap in the curve.
                 file.flush()
                 os.fsync(file.fileno())
-            state = self.optimizer.state_dict()
-            save_last(self.out, self.progress, self.stage.module, state, self.settings, self.seed)
+            states = [optimizer.state_dict() for optimizer in self.optimizers]
+            save_last(self.out, self.progress, self.stage.module, states, self.settings, self.seed)
         self.accelerator.wait_for_everyone()
 
     def _log(self, done: int, figures: Mapping[str, float]) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ TENSORBOARD = "tensorboard"
 
 _STEP = "step.json"
 _WEIGHTS = "model.safetensors"
-_OPTIMIZER = "optimizer.pt"
+_OPTIMIZERS = "optimizers.pt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def save_last(
     out: Path,
     progress: Progress,
     module: nn.Module,
-    optimizer: Mapping[str, Any],
+    optimizers: Sequence[Mapping[str, Any]],
     settings: StageSettings,
     seed: int,
 ) -> None:
@@ -74,7 +74,7 @@ def save_last(
 
     def fill(folder: Path) -> None:
         save_file(_kept(module), folder / _WEIGHTS)
-        torch.save(dict(optimizer), folder / _OPTIMIZER)
+        torch.save(list(optimizers), folder / _OPTIMIZERS)
         record = {
             **asdict(progress),
             "settings": {"seed": seed, **settings.decisive()},
@@ -84,15 +84,15 @@ def save_last(
     replace_folder(out, LAST, fill)
 
 
-def load_last(out: Path, module: nn.Module) -> dict[str, Any]:
-    """Put the saved weights into `module`; return the optimizer's saved state.
+def load_last(out: Path, module: nn.Module) -> list[dict[str, Any]]:
+    """Put the saved weights into `module`; return the optimizers' saved states.
 
     Raises ConfigError where the folder holds another module's weights or is damaged.
     """
     folder = out / LAST
     try:
         weights = load_file(folder / _WEIGHTS)
-        optimizer: dict[str, Any] = torch.load(folder / _OPTIMIZER, map_location="cpu", weights_only=True)
+        optimizers: list[dict[str, Any]] = torch.load(folder / _OPTIMIZERS, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{folder}: cannot be read ({reason})", "Remove it to start the stage anew.") from None
@@ -105,7 +105,7 @@ def load_last(out: Path, module: nn.Module) -> dict[str, Any]:
             f"{folder}: is not of this model; differing: {', '.join(wrong[:5])}", "Remove it to start the stage anew."
         )
     module.load_state_dict(weights, strict=False)
-    return optimizer
+    return optimizers
 
 
 def keep_lines(out: Path, name: str, step: int) -> None:

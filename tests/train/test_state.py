@@ -13,14 +13,14 @@ def save(out: Path, step: int = 4) -> ToyModule:
     module = ToyModule()
     torch.nn.init.normal_(module.head.weight)
     module.norm.running_mean.fill_(3)
-    save_last(out, Progress(step, 0.5, step), module, {"state": {}}, toy_settings(), 1)
+    save_last(out, Progress(step, 0.5, step), module, [{"state": {}}], toy_settings(), 1)
     return module
 
 
 def test_what_is_saved_is_read_back(tmp_path):
     module, again = save(tmp_path), ToyModule()
     assert read_progress(tmp_path, toy_settings(), 1) == Progress(4, 0.5, 4)
-    assert load_last(tmp_path, again) == {"state": {}}
+    assert load_last(tmp_path, again) == [{"state": {}}]
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in module.state_dict().items())
 
 
@@ -81,6 +81,6 @@ def test_a_damaged_state_is_said(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         load_last(tmp_path, ToyModule())
     save(tmp_path)
-    (tmp_path / "last/optimizer.pt").write_bytes(b"x")
+    (tmp_path / "last/optimizers.pt").write_bytes(b"x")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_last(tmp_path, ToyModule())

@@ -1,6 +1,7 @@
 """The small model's stages: what they are shown is true, what they pack equals what it stands for, and they chain."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from gmcli.model.config import MoraConfig
 from gmcli.model.mora import Mora
 from gmcli.model.tokenizer import Tokenizer
 from gmcli.resources import share_dir
+from gmcli.synth.questions import type_of
 from gmcli.synth.scene import COLOURS, FPS, SHAPES
 from gmcli.train.losses import IGNORED
 from gmcli.train.tiny.build import PHRASES
@@ -143,11 +145,11 @@ def questions(rng, count):
 def test_packed_questions_have_the_states_that_they_have_alone(mora):
     rng = np.random.default_rng(0)
     videos = [questions(rng, 3), questions(rng, 2)]
-    module = LanguageModule(mora, torch.zeros(24, 32), [1, 30, 31])
+    module = LanguageModule(mora, torch.zeros(24, 32), [1, 30, 31], 1)
     temporal = torch.randn(2, 20, 32)
     batch = pack(videos, 23, VOCABULARY, VOCABULARY + 1) | {"temporal": temporal}
     with torch.no_grad():
-        states = module.states(batch)
+        states, _ = module.states(batch)
         found = read(mora, states, batch)
         at = 0
         for video, asked in enumerate(videos):
@@ -208,12 +210,43 @@ def test_the_dense_lessons_agree_with_the_questions(mora, tmp_path, tokenizer):
             colour = line.phrase // len(SHAPES)
             whole = tensors["whole"][video, colour]
             assert whole[0] == 1
-            assert whole[5 + line.phrase % len(SHAPES)] == 1
+            assert whole[8 + line.phrase % len(SHAPES)] == 1
             window = packer._question(line).window
             if line.kind == "drill":
-                assert (window == tensors["steps"][video, :, colour, 2].numpy()).all()
-                assert whole[2:4].tolist() == pytest.approx([line.start / 10, line.end / 10])
+                assert (window == tensors["parts"][video, colour].numpy()).all()
+                assert whole[5:7].tolist() == pytest.approx([line.start / 10, line.end / 10])
+                # Part k lies between the samples k and k + 1, or nearly so.
+                steps = tensors["steps"][video, 1:, colour, 2].numpy()
+                assert np.abs(steps - window[:-1]).max() <= 0.67
+                way = tensors["steps"][video, :, colour, :2].sum(dim=0) / 10
+                assert way.tolist() == pytest.approx(whole[2:4].tolist(), abs=0.07)
+            pairs = tensors["pairs"][video]
+            about = [c for c, name in enumerate(COLOURS) if f"the {name} " in line.text]
+            match line.kind:
+                case "pusher" | "needed":
+                    assert pairs[colour, about[0], 0] == 1
+                case "pushed" | "dependent":
+                    assert pairs[about[0], colour, 0] == 1
+                case "front":
+                    assert pairs[colour, about[0], 1] == 1
+                case "behind":
+                    assert pairs[colour, about[0], 2] == 1
+                case "left" | "right" | "up" | "down":
+                    way = (
+                        tensors["steps"][video, :, colour, "lrud".index(line.kind[0]) // 2]
+                        * [-1, 1][line.kind[0] in "rd"]
+                    )
+                    assert way.max() > 0
             assert window.sum() == pytest.approx((line.end - line.start) * FPS / 60 * 20, abs=1.5)
+
+
+def test_questions_are_drawn_evenly_by_type_and_kind(mora, tmp_path, tokenizer):
+    videos = Videos(mora, "train", 0, 24, 20, tmp_path)
+    packer = Packer(videos, tokenizer, mora, 1, 3, 0.0, 0)
+    drawn = Counter(type_of(kind) for kind in packer.make(0)[1])
+    there = Counter(type_of(line.kind) for video in videos(0)[1] for line in video if line.kind != "drill")
+    assert max(drawn.values()) - min(drawn.values()) < 0.3 * (max(there.values()) - min(there.values()))
+    assert drawn["Descriptive"] > 0.2 * drawn.total() > there["Descriptive"] / there.total()
 
 
 def test_packer_draws_anew_from_old_videos(mora, tmp_path, tokenizer):
@@ -233,7 +266,7 @@ def test_the_stages_chain_into_a_checkpoint_that_answers(tmp_path):
         "stages": [
             {"kind": "tower", "batch_size": 2, **settings},
             {"kind": "sam", "batch_size": 2, **settings},
-            {"kind": "language", "videos": 2, "questions": 3, "checks": 1, **settings},
+            {"kind": "language", "videos": 2, "questions": 3, "checks": 1, "lessons_after": 1, **settings},
         ],
     }
     path = tmp_path / "tiny.yaml"

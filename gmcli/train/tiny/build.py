@@ -74,6 +74,7 @@ def build_tiny(
                 videos=options.videos,
                 questions=options.questions,
                 fresh_every=options.fresh_every,
+                lessons_after=options.lessons_after,
                 drills=options.drills,
                 checks=options.checks,
             )

@@ -4,6 +4,7 @@ All questions of a video share its prefix, in training as in inference: a sequen
 its answer, each of which sees the prefix and itself only.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,9 +22,11 @@ from gmcli.model.mora import Mora
 from gmcli.model.prompt import build_prompt, tokenize_prompt
 from gmcli.model.tokenizer import Tokenizer
 from gmcli.model.visual_tokens import with_changes
+from gmcli.synth.questions import TYPES, type_of
 from gmcli.synth.samples import stream
-from gmcli.synth.scene import COLOURS, FPS, FRAMES, SHAPES
+from gmcli.synth.scene import FPS, FRAMES
 from gmcli.train.losses import IGNORED
+from gmcli.train.tiny.lessons import Lessons
 from gmcli.train.tiny.motions import Line, Videos
 from gmcli.train.tiny.vocabulary import ANSWER
 from gmcli.video import sample_indices
@@ -52,7 +55,7 @@ class LanguageModule(nn.Module):
     phrases: torch.Tensor
     before: torch.Tensor
 
-    def __init__(self, mora: Mora, phrases: torch.Tensor, before: list[int]) -> None:
+    def __init__(self, mora: Mora, phrases: torch.Tensor, before: list[int], lessons_after: int) -> None:
         super().__init__()
         self.mora = mora.requires_grad_(False)
         assert mora.localizer is not None
@@ -60,44 +63,35 @@ class LanguageModule(nn.Module):
             part.requires_grad_(True)
         self.register_buffer("phrases", phrases)
         self.register_buffer("before", torch.tensor(before))
-        width = mora.config.llm.hidden_size
-        # The states of the visual tokens are made to tell the motion: a dense lesson beside the answers' few words.
-        self.step_head = nn.Linear(width, len(COLOURS) * 3)
-        self.whole_head = nn.Linear(width, len(COLOURS) * (5 + len(SHAPES)))
-        for head in (self.step_head, self.whole_head):
-            nn.init.zeros_(head.weight)
+        self.lessons = Lessons(mora.config.llm.hidden_size, mora.config.localizer_bins)
+        self._lessons_after = lessons_after
 
-    def states(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the final states [V, L, H] of packed sequences."""
+    def states(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the final states of packed sequences and those that the lessons are read off, both [V, L, H]."""
         llama = self.mora.language_model.model
         visual = self.mora.mm_projector(_tokens(self.mora, batch["temporal"]))
         start = llama.embed_tokens(self.before).expand(len(visual), -1, -1)
         embedded = torch.cat([start, visual, llama.embed_tokens(batch["ids"])], dim=1)
-        states: torch.Tensor = llama(
+        out = llama(
             inputs_embeds=embedded,
             attention_mask=packed_mask(batch["owner"], start.shape[1] + visual.shape[1]).unsqueeze(1),
             position_ids=batch["positions"],
             use_cache=False,
-        ).last_hidden_state
-        return states
+            output_hidden_states=True,
+        )
+        return out.last_hidden_state, out.hidden_states[self._lessons_after]
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the losses of a batch of `pack`."""
-        states = self.states(batch)
+        states, lower = self.states(batch)
         found = read(self.mora, states, batch)
         words = functional.cross_entropy(found["logits"], batch["labels"][batch["labels"] != IGNORED])
         phrase = functional.mse_loss(found["prompts"], self.phrases[batch["phrases"]])
         window = functional.binary_cross_entropy_with_logits(found["bins"], batch["windows"])
         first = len(self.before)
-        frames = batch["temporal"].shape[1]
-        steps = self.step_head(states[:, first : first + frames]).view(batch["steps"].shape)
-        whole = self.whole_head(states[:, first + frames - 1]).view(batch["whole"].shape)
-        motion = functional.smooth_l1_loss(steps[..., :2], batch["steps"][..., :2], beta=0.1)
-        moving = functional.binary_cross_entropy_with_logits(steps[..., 2], batch["steps"][..., 2].clamp(max=1))
-        summary = functional.smooth_l1_loss(whole, batch["whole"], beta=0.1)
-        loss = 8 * words + 2 * phrase + 2 * window + 10 * motion + 2 * moving + summary
-        parts = {"words": words, "phrase": phrase, "window": window}
-        return {"loss": loss, **parts, "motion": motion, "moving": moving, "summary": summary}
+        lessons, parts = self.lessons(lower[:, first : first + batch["temporal"].shape[1]], batch)
+        loss = 8 * words + 2 * phrase + 2 * window + lessons
+        return {"loss": loss, "words": words, "phrase": phrase, "window": window, **parts}
 
 
 @torch.no_grad()
@@ -230,13 +224,14 @@ class Packer:
         rng = stream("train", self._seed + 2, index)
         new, turn = divmod(index, self._fresh_every)
         tensors, lines = self._videos(int(rng.integers(new + 1)) if turn else new)
+        counts: Counter[str] = Counter()
         chosen = []
         for video in lines:
-            real = [line for line in video if line.kind != "drill"]
+            real = [video[i] for i in rng.permutation(len(video)) if video[i].kind != "drill"]
             if not every:
                 drills = [line for line in video if line.kind == "drill"]
                 some = [line for line in drills if rng.random() < self._drills]
-                real = [real[i] for i in rng.permutation(len(real))[: self._questions - len(some)]] + some
+                real = _rarest(real, self._questions - len(some), counts) + some
             chosen.append([self._question(line) for line in real])
         prefix = len(self.before()) + tensors["temporal"].shape[1]
         packed = pack(chosen, prefix, self._seg, self._loc)
@@ -251,6 +246,18 @@ class Packer:
         answer = [*self._tokenizer.encode(ANSWER.format(f"The {line.answer}"))[1:], self._tokenizer.eos_id]
         window = (self._centres >= line.start * FPS) & (self._centres < line.end * FPS)
         return Question(line.kind, prompt, answer, line.phrase, window.astype(np.float32))
+
+
+def _rarest(lines: Sequence[Line], most: int, counts: Counter[str]) -> list[Line]:
+    """Pick lines of the types, and of these the kinds, that are rarest so far, and count them: some kinds are far more common."""
+    left = list(lines)
+    chosen: list[Line] = []
+    while left and len(chosen) < most:
+        best = min(left, key=lambda line: (counts[type_of(line.kind)], counts[line.kind]))
+        left.remove(best)
+        chosen.append(best)
+        counts.update((type_of(best.kind), best.kind))
+    return chosen
 
 
 class LanguageStage:
@@ -268,9 +275,14 @@ class LanguageStage:
         videos: int = 16,
         questions: int = 8,
         fresh_every: int = 2,
+        lessons_after: int = 3,
         drills: float = 0.3,
         checks: int = 6,
     ) -> None:
+        if lessons_after > mora.config.llm.num_hidden_layers:
+            raise ConfigError(
+                f"lessons_after is {lessons_after}; the model has {mora.config.llm.num_hidden_layers} layers"
+            )
         self.name = "language"
         make = partial(Videos, mora, size=videos, frames=mora.config.localizer_bins)
         self.batch = Packer(
@@ -284,12 +296,12 @@ class LanguageStage:
             make(split="train", seed=seed, cache=cache / "train")(index)[0]["temporal"] for index in range(_LOOK_AT)
         ]
         start_language(mora, _tokens(mora, torch.cat(some)).flatten(0, 1))
-        self.module = LanguageModule(mora, phrases, self.batch.before())
+        self.module = LanguageModule(mora, phrases, self.batch.before(), lessons_after)
         self._save = save
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Score on videos of the validation split: answers right to the letter, temporal IoU, right phrases, by kind.
+        """Score on videos of the validation split: answers right to the letter, temporal IoU, phrases; each type counts alike.
 
         An answer is right where each of its tokens is the likeliest one given the right ones before it: then, and only
         then, greedy decoding writes it.
@@ -297,7 +309,7 @@ class LanguageStage:
         self.module.eval()
         rows: list[tuple[str, float, float, float]] = []
         for batch, kinds in self._checks:
-            found = read(self.module.mora, self.module.states(batch), batch)
+            found = read(self.module.mora, self.module.states(batch)[0], batch)
             wanted = batch["labels"] != IGNORED
             right = torch.zeros_like(wanted)
             right[wanted] = found["logits"].argmax(-1) == batch["labels"][wanted]
@@ -309,14 +321,9 @@ class LanguageStage:
                 exact = bool((right[video] | ~wanted[video])[own].all())
                 rows.append((kinds[number], float(exact), float(overlap[number]), float(near[number])))
         figures = {f"answer_{kind}": _mean(r[1] for r in rows if r[0] == kind) for kind in sorted({r[0] for r in rows})}
-        answer, t_iou = _mean(r[1] for r in rows), _mean(r[2] for r in rows)
-        return {
-            "score": answer + t_iou,
-            "answer": answer,
-            "t_iou": t_iou,
-            "phrase": _mean(r[3] for r in rows),
-            **figures,
-        }
+        types = [[row for row in rows if type_of(row[0]) == name] for name in TYPES]
+        answer, t_iou, phrase = (_mean(_mean(row[k] for row in own) for own in types if own) for k in (1, 2, 3))
+        return {"score": answer + t_iou, "answer": answer, "t_iou": t_iou, "phrase": phrase, **figures}
 
     def pictures(self) -> dict[str, NDArray[np.uint8]]:
         """Draw nothing: the figures say it."""

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from gmcli.model.mora import Mora
@@ -20,7 +18,8 @@ from gmcli.synth.draw import draw, make_look
 from gmcli.synth.facts import Facts
 from gmcli.synth.questions import Asked
 from gmcli.synth.samples import Split, scene_with_questions, stream
-from gmcli.synth.scene import COLOURS, FPS, FRAMES, SECONDS, SHAPES
+from gmcli.synth.scene import FRAMES
+from gmcli.train.tiny.lessons import lesson_truth
 from gmcli.train.tiny.sam import phrase_of
 from gmcli.train.tiny.stills import colour_of, shape_of
 from gmcli.video import sample_indices
@@ -43,7 +42,7 @@ class Videos:
 
     def __init__(self, mora: Mora, split: Split, seed: int, size: int, frames: int, cache: Path) -> None:
         self._mora, self._split, self._seed, self._size, self._cache = mora, split, seed, size, cache
-        self._sampled = sample_indices(0, FRAMES, frames)
+        self._sampled, self._bins = sample_indices(0, FRAMES, frames), mora.config.localizer_bins
 
     def __call__(self, index: int) -> tuple[dict[str, torch.Tensor], list[list[Line]]]:
         """Return a batch's tensors ([V, ...] each) and its videos' questions."""
@@ -63,7 +62,7 @@ class Videos:
             videos.append(
                 {
                     "temporal": features.mean(dim=1),
-                    **{k: torch.from_numpy(v) for k, v in _motion(facts, self._sampled).items()},
+                    **{k: torch.from_numpy(v) for k, v in lesson_truth(facts, self._sampled, self._bins).items()},
                 }
             )
             asked.append([_line(facts, question) for question in questions] + list(_drills(facts)))
@@ -94,27 +93,3 @@ def _drills(facts: Facts) -> list[Line]:
             text = f"When does {thing.name} move?"
             drills.append(Line("drill", text, f"{thing.colour} {thing.shape}", phrase, moves[0].start, moves[0].end))
     return drills
-
-
-def _motion(facts: Facts, sampled: list[int]) -> dict[str, NDArray[Any]]:
-    """Say of each colour what it does at each sampled frame, and over the whole clip.
-
-    steps: [T, colours, 3] displacement since the frame before (in tenths of a side) and whether it moves.
-    whole: [colours, 5 + shapes] there, path length, start and end in shares of the clip, whether pushed, shape (one-hot).
-    """
-    tracks = facts.scene.tracks()
-    steps = np.zeros((len(sampled), len(COLOURS), 3), np.float32)
-    whole = np.zeros((len(COLOURS), 5 + len(SHAPES)), np.float32)
-    for number, thing in enumerate(facts.scene.things):
-        colour, places = colour_of(thing), tracks[number, sampled]
-        steps[1:, colour, :2] = np.diff(places, axis=0) * 10
-        moves = facts.of(number)
-        for move in moves:
-            steps[:, colour, 2] += [move.start * FPS <= frame < move.end * FPS for frame in sampled]
-        whole[colour, 0] = 1
-        whole[colour, 5 + shape_of(thing)] = 1
-        if moves:
-            whole[colour, 1] = sum(move.length for move in moves)
-            whole[colour, 2:4] = moves[0].start / SECONDS, moves[-1].end / SECONDS
-            whole[colour, 4] = any(move.cause is not None for move in moves)
-    return {"steps": steps, "whole": whole}

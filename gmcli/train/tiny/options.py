@@ -23,13 +23,15 @@ class LanguageOptions:
     """Hold what kind `language` trains on.
 
     A step has `videos` videos with at most `questions` questions of each. Every `fresh_every`-th step sees new videos, the
-    others some of those before, with other questions drawn. `drills` is the share of the exercises ("When does the red
-    circle move?") that is drawn. `checks` batches of the validation split are scored.
+    others some of those before, with other questions drawn: evenly by type and kind, as far as the videos have them.
+    `drills` is the share of the exercises ("When does the red circle move?") that is drawn. The lessons on the visual tokens
+    are read off the states that `lessons_after` layers leave. `checks` batches of the validation split are scored.
     """
 
     videos: int = 16
     questions: int = 8
     fresh_every: int = 2
+    lessons_after: int = 3
     drills: float = 0.3
     checks: int = 6
 
