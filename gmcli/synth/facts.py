@@ -100,14 +100,16 @@ def _arrivals(scene: Scene, tracks: NDArray[np.float64], thing: int, frame: int,
 
 def _passes(scene: Scene, tracks: NDArray[np.float64], moves: list[Move]) -> list[tuple[Move, int]]:
     """List which move overlaps which thing by more than half the smaller radius."""
-    found = []
-    for move in moves:
-        frames = slice(move.start * FPS, move.end * FPS)
-        for other, thing in enumerate(scene.things):
-            if other == move.thing:
-                continue
-            mine = scene.things[move.thing]
-            gap = np.hypot(*(tracks[move.thing, frames] - tracks[other, frames]).T) - mine.radius - thing.radius
-            if gap.min() < -0.5 * min(mine.radius, thing.radius):
-                found.append((move, other))
+    others = range(len(scene.things))
+    return [
+        (m, other) for m in moves for other in others if m.thing != other and overlap(scene, tracks, m, other).any()
+    ]
+
+
+def overlap(scene: Scene, tracks: NDArray[np.float64], move: Move, other: int) -> NDArray[np.bool_]:
+    """Say in which frames a move overlaps another thing by more than half the smaller radius, [FRAMES]."""
+    mine, thing = scene.things[move.thing].radius, scene.things[other].radius
+    gaps = np.hypot(*(tracks[move.thing] - tracks[other]).T) - mine - thing
+    found: NDArray[np.bool_] = gaps < -0.5 * min(mine, thing)
+    found[: move.start * FPS] = found[move.end * FPS :] = False
     return found

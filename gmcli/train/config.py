@@ -9,11 +9,11 @@ from typing import Any, Literal, get_args
 from gmcli.errors import ConfigError
 from gmcli.resources import share_dir
 from gmcli.train.fields import betas, choice, count, flag, folder_name, number, optional, scales, sizes, text, texts
-from gmcli.train.tiny.options import LanguageOptions, SamOptions, TinyOptions, TowerOptions
+from gmcli.train.tiny.options import LanguageOptions, MotionOptions, SamOptions, TinyOptions, TowerOptions
 from gmcli.yaml_fields import MAX_BYTES, Read, plain, read_mapping
 from gmcli.yaml_lines import LIST, MAPPING, Node, Problems, Stop, load_yaml
 
-Kind = Literal["mora", "tower", "sam", "language"]
+Kind = Literal["mora", "tower", "sam", "motion", "language"]
 Schedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["fp32", "bf16"]
 Optimizer = Literal["adamw", "muon"]
@@ -276,6 +276,8 @@ def _options_type(kind: Kind) -> type[Options]:
             return TowerOptions
         case "sam":
             return SamOptions
+        case "motion":
+            return MotionOptions
         case "language":
             return LanguageOptions
 
@@ -289,6 +291,8 @@ def _known(stage: Node) -> Mapping[str, Read]:
             return {**_SETTINGS, "batch_size": count(1, 100_000), "place_weight": number(0)}
         case "sam":
             return {**_SETTINGS, "batch_size": count(1, 100_000)}
+        case "motion":
+            return {**_SETTINGS, **_MOTION}
         case "language":
             return {**_SETTINGS, **_LANGUAGE}
         case None:
@@ -324,6 +328,12 @@ _SETTINGS: Mapping[str, Read] = {
     "validate_every": count(1),
     "log_every": count(1),
     "lr_scale": scales,
+}
+_MOTION: Mapping[str, Read] = {
+    "videos": count(1, 100_000),
+    "groups": count(1, 1000),
+    "fresh_every": count(1),
+    "lessons_after": count(1, 1000),
 }
 _LANGUAGE: Mapping[str, Read] = {
     "videos": count(1, 100_000),

@@ -11,15 +11,18 @@ from click.testing import CliRunner
 
 from gmcli.checkpoints.load import load_checkpoint
 from gmcli.cli.main import cli
+from gmcli.errors import ConfigError
 from gmcli.model.config import MoraConfig
 from gmcli.model.mora import Mora
 from gmcli.model.tokenizer import Tokenizer
 from gmcli.resources import share_dir
 from gmcli.synth.questions import type_of
-from gmcli.synth.scene import COLOURS, FPS, SHAPES
+from gmcli.synth.scene import COLOURS, SECONDS, SHAPES
 from gmcli.train.losses import IGNORED
 from gmcli.train.tiny.build import PHRASES
 from gmcli.train.tiny.language import LanguageModule, Packer, Question, pack, packed_mask, read
+from gmcli.train.tiny.lessons import EVENTS
+from gmcli.train.tiny.motion import MotionBatches, MotionModule, lower_states
 from gmcli.train.tiny.motions import Videos
 from gmcli.train.tiny.sam import iou_of, sam_batch
 from gmcli.train.tiny.stills import make_stills
@@ -203,41 +206,76 @@ def test_videos_are_made_once_and_are_what_they_were(mora, tmp_path):
 
 
 def test_the_dense_lessons_agree_with_the_questions(mora, tmp_path, tokenizer):
-    tensors, lines = Videos(mora, "train", 0, 8, 20, tmp_path)(0)
-    packer = Packer(Videos(mora, "train", 0, 8, 20, tmp_path), tokenizer, mora, 1, 8, 0.5, 0)
+    tensors, lines = Videos(mora, "train", 0, 24, 20, tmp_path)(0)
+    packer = Packer(Videos(mora, "train", 0, 24, 20, tmp_path), tokenizer, mora, 1, 8, 0.5, 0)
+    event = {name: 3 + number for number, name in enumerate(EVENTS)}
+    seen = set()
     for video, asked in enumerate(lines):
         for line in asked:
+            seen.add(line.kind)
             colour = line.phrase // len(SHAPES)
-            whole = tensors["whole"][video, colour]
+            whole, steps = tensors["whole"][video, colour], tensors["steps"][video, :, colour].numpy()
             assert whole[0] == 1
             assert whole[8 + line.phrase % len(SHAPES)] == 1
             window = packer._question(line).window
-            if line.kind == "drill":
-                assert (window == tensors["parts"][video, colour].numpy()).all()
-                assert whole[5:7].tolist() == pytest.approx([line.start / 10, line.end / 10])
-                # Part k lies between the samples k and k + 1, or nearly so.
-                steps = tensors["steps"][video, 1:, colour, 2].numpy()
-                assert np.abs(steps - window[:-1]).max() <= 0.67
-                way = tensors["steps"][video, :, colour, :2].sum(dim=0) / 10
-                assert way.tolist() == pytest.approx(whole[2:4].tolist(), abs=0.07)
-            pairs = tensors["pairs"][video]
             about = [c for c, name in enumerate(COLOURS) if f"the {name} " in line.text]
+            other = tensors["steps"][video, :, about[0]].numpy() if about else None
             match line.kind:
+                case "drill":
+                    assert whole[5:7].tolist() == pytest.approx([line.start / 10, line.end / 10])
+                    # Part k of the clip lies between the samples k and k + 1, or nearly so.
+                    assert np.abs(steps[1:, 2] - window[:-1]).max() <= 0.67
+                    assert steps[:, event["sets off"]].sum() == 1
+                    assert steps[:, event["comes to rest"]].sum() == (line.end < SECONDS)
+                    way = steps[:, :2].sum(axis=0) / 10
+                    assert way.tolist() == pytest.approx(whole[2:4].tolist(), abs=0.07)
                 case "pusher" | "needed":
-                    assert pairs[colour, about[0], 0] == 1
+                    assert (other[:, event["is pushed"]] * steps[:, event["pushes"]]).sum() == 1
                 case "pushed" | "dependent":
-                    assert pairs[about[0], colour, 0] == 1
+                    assert (steps[:, event["is pushed"]] * other[:, event["pushes"]]).sum() == 1
                 case "front":
-                    assert pairs[colour, about[0], 1] == 1
+                    both = steps[:, event["passes in front"]] * other[:, event["is passed behind"]]
+                    assert (both * window).sum() == both.sum() > 0
                 case "behind":
-                    assert pairs[colour, about[0], 2] == 1
-                case "left" | "right" | "up" | "down":
-                    way = (
-                        tensors["steps"][video, :, colour, "lrud".index(line.kind[0]) // 2]
-                        * [-1, 1][line.kind[0] in "rd"]
-                    )
-                    assert way.max() > 0
-            assert window.sum() == pytest.approx((line.end - line.start) * FPS / 60 * 20, abs=1.5)
+                    assert (steps[:, event["is passed behind"]] * other[:, event["passes in front"]]).any()
+                case "right" | "down":
+                    assert steps[:, "rd".index(line.kind[0])].max() > 0
+                case "left" | "up":
+                    assert steps[:, "lu".index(line.kind[0])].min() < 0
+    assert {"drill", "pusher", "pushed", "front", "left"} <= seen
+
+
+def test_lower_states_are_the_language_models_own(mora):
+    embedded = torch.randn(2, 23, 32)
+    llama = mora.language_model.model
+    with torch.no_grad():
+        expected = llama(inputs_embeds=embedded, output_hidden_states=True, use_cache=False).hidden_states[1]
+        torch.testing.assert_close(lower_states(llama, embedded, 1), expected, rtol=0, atol=1e-6)
+
+
+def test_motion_and_language_see_the_same_states(mora):
+    """What the motion stage teaches the lower layers is where the language stage reads it."""
+    temporal = torch.randn(2, 20, 32)
+    batch = pack([questions(np.random.default_rng(2), 2) for _ in range(2)], 23, VOCABULARY, VOCABULARY + 1)
+    motion, language = MotionModule(mora, [1, 30, 31], 1), LanguageModule(mora, torch.zeros(24, 32), [1, 30, 31], 1)
+    with torch.no_grad():
+        _, lower = language.states(batch | {"temporal": temporal})
+        torch.testing.assert_close(lower[:, 3:23], motion.states(temporal), rtol=0, atol=1e-6)
+
+
+def test_every_so_many_steps_a_batch_of_videos_is_new(mora, tmp_path):
+    batches = MotionBatches(Videos(mora, "train", 0, 1, 20, tmp_path), groups=3, fresh_every=2, seed=0)
+    made = []
+    for index in range(6):
+        assert batches(index)["temporal"].shape == (3, 20, 32)
+        made.append({int(path.stem) for path in tmp_path.glob("*.safetensors")})
+    assert made == [{0}, {0}, {0, 1}, {0, 1}, {0, 1, 2}, {0, 1, 2}]
+    assert torch.equal(batches(4)["temporal"], batches(4)["temporal"])
+
+
+def test_too_many_lower_layers_are_refused(mora):
+    with pytest.raises(ConfigError, match="lessons_after is 3; the language model has 2 layers"):
+        MotionModule(mora, [1], 3)
 
 
 def test_questions_are_drawn_evenly_by_type_and_kind(mora, tmp_path, tokenizer):
@@ -266,6 +304,7 @@ def test_the_stages_chain_into_a_checkpoint_that_answers(tmp_path):
         "stages": [
             {"kind": "tower", "batch_size": 2, **settings},
             {"kind": "sam", "batch_size": 2, **settings},
+            {"kind": "motion", "videos": 2, "groups": 2, "lessons_after": 1, **settings},
             {"kind": "language", "videos": 2, "questions": 3, "checks": 1, "lessons_after": 1, **settings},
         ],
     }
@@ -274,7 +313,9 @@ def test_the_stages_chain_into_a_checkpoint_that_answers(tmp_path):
     out = tmp_path / "out"
     result = CliRunner().invoke(cli, ["train", str(path), "-o", str(out)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    tower, sam, best = (load_checkpoint(str(out / name / "best")) for name in ("tower", "sam", "language"))
+    tower, sam, motion, best = (
+        load_checkpoint(str(out / name / "best")) for name in ("tower", "sam", "motion", "language")
+    )
     assert best.model.config == MoraConfig.from_json(SIZES, "test")
 
     def equal(a, b, part):
@@ -287,7 +328,9 @@ def test_the_stages_chain_into_a_checkpoint_that_answers(tmp_path):
     assert not equal(tower, sam, "visual_model")
     assert equal(sam, best, "visual_model")
     assert equal(tower, sam, "language_model")
-    assert not equal(sam, best, "language_model")
+    assert not equal(sam, motion, "language_model")
+    assert not equal(motion, best, "language_model")
+    assert equal(sam, motion, "text_hidden_fcs")
     assert len(json.loads((out / "language" / "best" / PHRASES).read_text())) == len(COLOURS) * len(SHAPES)
     clips = tmp_path / "shapes"
     runner = CliRunner()

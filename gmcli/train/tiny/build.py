@@ -16,7 +16,8 @@ from gmcli.model.tokenizer import Tokenizer
 from gmcli.train.save import write_checkpoint
 from gmcli.train.stage import Stage
 from gmcli.train.tiny.language import LanguageStage
-from gmcli.train.tiny.options import LanguageOptions, SamOptions, TinyOptions, TowerOptions
+from gmcli.train.tiny.motion import MotionStage
+from gmcli.train.tiny.options import LanguageOptions, MotionOptions, SamOptions, TinyOptions, TowerOptions
 from gmcli.train.tiny.sam import SamStage
 from gmcli.train.tiny.tower import TowerStage, start_positions
 from gmcli.train.tiny.vocabulary import write_tokenizer
@@ -59,6 +60,18 @@ def build_tiny(
             stage = SamStage(start.model, seed, options.batch_size, start.save)
             start.phrases = stage.module.phrases.weight
             return stage
+        case MotionOptions():
+            return MotionStage(
+                start.model,
+                start.tokenizer,
+                seed,
+                folder / _VIDEOS,
+                start.save,
+                videos=options.videos,
+                groups=options.groups,
+                fresh_every=options.fresh_every,
+                lessons_after=options.lessons_after,
+            )
         case LanguageOptions():
             if start.phrases is None:
                 raise ConfigError(

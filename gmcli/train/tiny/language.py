@@ -17,25 +17,18 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from gmcli.errors import ConfigError
 from gmcli.model.mora import Mora
 from gmcli.model.prompt import build_prompt, tokenize_prompt
 from gmcli.model.tokenizer import Tokenizer
-from gmcli.model.visual_tokens import with_changes
 from gmcli.synth.questions import TYPES, type_of
 from gmcli.synth.samples import stream
 from gmcli.synth.scene import FPS, FRAMES
 from gmcli.train.losses import IGNORED
 from gmcli.train.tiny.lessons import Lessons
+from gmcli.train.tiny.motion import VALIDATION_SEED, check_layers, ids_before, lay_out
 from gmcli.train.tiny.motions import Line, Videos
 from gmcli.train.tiny.vocabulary import ANSWER
 from gmcli.video import sample_indices
-
-_VALIDATION_SEED = 1
-_FLOOR = 0.1
-_LOOK_AT = 8
-_TOKEN_SCALE = 0.5
-_WHISPER = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +56,13 @@ class LanguageModule(nn.Module):
             part.requires_grad_(True)
         self.register_buffer("phrases", phrases)
         self.register_buffer("before", torch.tensor(before))
-        self.lessons = Lessons(mora.config.llm.hidden_size, mora.config.localizer_bins)
-        self._lessons_after = lessons_after
+        self.lessons = Lessons(mora.config.llm.hidden_size)
+        self._lessons_after = check_layers(mora, lessons_after)
 
     def states(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the final states of packed sequences and those that the lessons are read off, both [V, L, H]."""
         llama = self.mora.language_model.model
-        visual = self.mora.mm_projector(_tokens(self.mora, batch["temporal"]))
+        visual = self.mora.mm_projector(lay_out(self.mora, batch["temporal"]))
         start = llama.embed_tokens(self.before).expand(len(visual), -1, -1)
         embedded = torch.cat([start, visual, llama.embed_tokens(batch["ids"])], dim=1)
         out = llama(
@@ -92,44 +85,6 @@ class LanguageModule(nn.Module):
         lessons, parts = self.lessons(lower[:, first : first + batch["temporal"].shape[1]], batch)
         loss = 8 * words + 2 * phrase + 2 * window + lessons
         return {"loss": loss, "words": words, "phrase": phrase, "window": window, **parts}
-
-
-@torch.no_grad()
-def start_language(mora: Mora, tokens: torch.Tensor) -> None:
-    """Start projector and language model where they learn fast at this size. tokens: some visual tokens, [N, C].
-
-    The projector whitens: what changes from frame to frame is a small part of a token, and would be learnt late. The
-    usual deviation of 0.02 is made for wide models; here it leaves attention without a preference for long.
-    """
-    width = mora.mm_projector.out_features
-    mean = tokens.mean(dim=0)
-    values, vectors = torch.linalg.eigh(torch.cov((tokens - mean).T))
-    values, vectors = values.flip(0)[:width], vectors.flip(1)[:, :width]
-    scale = (values + _FLOOR * values.median()).rsqrt()
-    turn = torch.linalg.qr(torch.randn(width, len(values)))[0]
-    weight = turn @ (scale[:, None] * vectors.T) * _TOKEN_SCALE
-    mora.mm_projector.weight.copy_(weight)
-    mora.mm_projector.bias.copy_(-(weight @ mean))
-    layers = mora.language_model.model.layers
-    for layer in layers:
-        for name, linear in layer.named_modules():
-            if isinstance(linear, nn.Linear):
-                deviation = linear.in_features**-0.5
-                # These two write into the stream that all layers share: loud from the start, they drown what tokens say.
-                shared = name.endswith(("o_proj", "down_proj"))
-                nn.init.normal_(linear.weight, std=_WHISPER * deviation if shared else deviation)
-    nn.init.normal_(mora.language_model.model.embed_tokens.weight, std=_TOKEN_SCALE)
-
-
-def _tokens(mora: Mora, temporal: torch.Tensor) -> torch.Tensor:
-    """Lay out the frames' mean features [V, T, C] as the model does."""
-    match mora.config.visual_tokens:
-        case "temporal":
-            return temporal
-        case "changes":
-            return with_changes(temporal)
-        case layout:
-            raise ConfigError(f"kind language trains with visual_tokens temporal or changes, not {layout}")
 
 
 def read(mora: Mora, states: torch.Tensor, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -210,7 +165,7 @@ class Packer:
     ) -> None:
         self._videos, self._fresh_every, self._questions, self._seed = videos, fresh_every, questions, seed
         self._drills = drills
-        self._config = mora.config
+        self._config, self._before = mora.config, len(ids_before(mora, tokenizer))
         self._tokenizer = tokenizer
         self._seg, self._loc = tokenizer.added["[SEG]"], tokenizer.added["[LOC]"]
         self._centres = np.array(sample_indices(0, FRAMES, mora.config.localizer_bins))
@@ -233,13 +188,9 @@ class Packer:
                 some = [line for line in drills if rng.random() < self._drills]
                 real = _rarest(real, self._questions - len(some), counts) + some
             chosen.append([self._question(line) for line in real])
-        prefix = len(self.before()) + tensors["temporal"].shape[1]
+        prefix = self._before + tensors["temporal"].shape[1]
         packed = pack(chosen, prefix, self._seg, self._loc)
         return tensors | packed, [q.kind for video in chosen for q in video]
-
-    def before(self) -> list[int]:
-        """Return the ids before the visual tokens."""
-        return tokenize_prompt(build_prompt("?", self._config), self._tokenizer)[0]
 
     def _question(self, line: Line) -> Question:
         prompt = tokenize_prompt(build_prompt(line.text, self._config), self._tokenizer)[1]
@@ -279,24 +230,16 @@ class LanguageStage:
         drills: float = 0.3,
         checks: int = 6,
     ) -> None:
-        if lessons_after > mora.config.llm.num_hidden_layers:
-            raise ConfigError(
-                f"lessons_after is {lessons_after}; the model has {mora.config.llm.num_hidden_layers} layers"
-            )
         self.name = "language"
         make = partial(Videos, mora, size=videos, frames=mora.config.localizer_bins)
         self.batch = Packer(
             make(split="train", seed=seed, cache=cache / "train"), tokenizer, mora, fresh_every, questions, drills, seed
         )
-        validation = make(split="val", seed=_VALIDATION_SEED, cache=cache / "val")
+        validation = make(split="val", seed=VALIDATION_SEED, cache=cache / "val")
         checker = Packer(validation, tokenizer, mora, 1, questions, 0.0, seed)
         self._checks = [checker.make(i, every=True) for i in range(checks)]
         torch.manual_seed(seed)
-        some = [
-            make(split="train", seed=seed, cache=cache / "train")(index)[0]["temporal"] for index in range(_LOOK_AT)
-        ]
-        start_language(mora, _tokens(mora, torch.cat(some)).flatten(0, 1))
-        self.module = LanguageModule(mora, phrases, self.batch.before(), lessons_after)
+        self.module = LanguageModule(mora, phrases, ids_before(mora, tokenizer), lessons_after)
         self._save = save
 
     @torch.no_grad()

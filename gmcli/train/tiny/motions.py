@@ -5,6 +5,7 @@ epochs after the first draw other questions about the same videos.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class Videos:
 
     def __init__(self, mora: Mora, split: Split, seed: int, size: int, frames: int, cache: Path) -> None:
         self._mora, self._split, self._seed, self._size, self._cache = mora, split, seed, size, cache
-        self._sampled, self._bins = sample_indices(0, FRAMES, frames), mora.config.localizer_bins
+        self._sampled = sample_indices(0, FRAMES, frames)
 
     def __call__(self, index: int) -> tuple[dict[str, torch.Tensor], list[list[Line]]]:
         """Return a batch's tensors ([V, ...] each) and its videos' questions."""
@@ -58,17 +59,21 @@ class Videos:
             rng = stream(self._split, self._seed, i)
             facts, questions = scene_with_questions(rng)
             pixels, _ = draw(facts.scene, make_look(facts.scene, FRAMES, rng), self._sampled)
-            features = self._mora.clip_features(clip_pixels(pixels, self._mora.config.clip.image_size))
+            # Here half the time is the tower's; a rounding of one in three hundred is less than what the frames' noise does.
+            with torch.autocast("cpu", torch.bfloat16):
+                features = self._mora.clip_features(clip_pixels(pixels, self._mora.config.clip.image_size)).float()
             videos.append(
                 {
                     "temporal": features.mean(dim=1),
-                    **{k: torch.from_numpy(v) for k, v in lesson_truth(facts, self._sampled, self._bins).items()},
+                    **{k: torch.from_numpy(v) for k, v in lesson_truth(facts, self._sampled).items()},
                 }
             )
             asked.append([_line(facts, question) for question in questions] + list(_drills(facts)))
         self._cache.mkdir(parents=True, exist_ok=True)
-        lines.write_text(json.dumps([[_values(line) for line in video] for video in asked]), encoding="utf-8")
-        draft = tensors.with_suffix(".part")
+        # Two loader processes may make the same batch at the same time; it will be the same.
+        draft = tensors.with_suffix(f".{os.getpid()}.part")
+        draft.write_text(json.dumps([[_values(line) for line in video] for video in asked]), encoding="utf-8")
+        draft.replace(lines)
         save_file({k: torch.stack([v[k] for v in videos]) for k in videos[0]}, draft)
         draft.replace(tensors)
 

@@ -19,6 +19,20 @@ class SamOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class MotionOptions:
+    """Hold what kind `motion` trains on.
+
+    A step has `groups` batches of `videos` videos; of every `fresh_every`-th step one batch is new, the others are some of those
+    before. The lessons are read off the states that `lessons_after` layers leave.
+    """
+
+    videos: int = 16
+    groups: int = 4
+    fresh_every: int = 4
+    lessons_after: int = 3
+
+
+@dataclass(frozen=True, slots=True)
 class LanguageOptions:
     """Hold what kind `language` trains on.
 
@@ -36,4 +50,4 @@ class LanguageOptions:
     checks: int = 6
 
 
-TinyOptions = TowerOptions | SamOptions | LanguageOptions
+TinyOptions = TowerOptions | SamOptions | MotionOptions | LanguageOptions
