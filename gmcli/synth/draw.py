@@ -86,15 +86,20 @@ def draw(scene: Scene, look: Look, frames: Sequence[int]) -> tuple[NDArray[np.ui
     """
     tracks = scene.tracks()
     stamps = [_stamp(thing) for thing in scene.things]
+    # What rests looks the same in all frames: there are but _FINE x _FINE ways of lying on the pixels.
+    covers: dict[tuple[int, int, int], NDArray[np.float32]] = {}
     pictures = np.empty((len(frames), SIZE, SIZE, 3), np.uint8)
     masks = np.zeros((len(frames), SIZE, SIZE), np.uint8)
     for row, frame in enumerate(frames):
         dx, dy = look.shake[frame]
         canvas = look.backdrop[_MARGIN - dy : _MARGIN - dy + SIZE, _MARGIN - dx : _MARGIN - dx + SIZE].copy()
         for k, stamp in enumerate(stamps):
-            x, y = tracks[k, frame] * SIZE + (dx, dy)
-            cover, left, top = _cover(stamp, x, y)
-            rows, columns, cover = _clip(cover, left, top)
+            corner = np.round((tracks[k, frame] * SIZE + (dx, dy)) * _FINE - stamp.shape[0] / 2).astype(int)
+            (left, top), (shift_x, shift_y) = corner // _FINE, corner % _FINE
+            key = (k, int(shift_x), int(shift_y))
+            if key not in covers:
+                covers[key] = _cover(stamp, *key[1:])
+            rows, columns, cover = _clip(covers[key], int(left), int(top))
             part = canvas[rows, columns]
             part += cover[:, :, None] * (look.colours[k] - part)
             masks[row, rows, columns][cover >= 0.5] = k + 1
@@ -130,16 +135,13 @@ def _corners(thing: Thing, middle: float, reach: float) -> list[tuple[float, flo
     return corners
 
 
-def _cover(stamp: NDArray[np.float32], x: float, y: float) -> tuple[NDArray[np.float32], int, int]:
-    """Average a stamp down with its middle at pixel coordinates (x, y); return how much of each pixel it covers."""
-    half = stamp.shape[0] / 2
-    fine_left, fine_top = round(x * _FINE - half), round(y * _FINE - half)
-    left, shift_x = divmod(fine_left, _FINE)
-    top, shift_y = divmod(fine_top, _FINE)
+def _cover(stamp: NDArray[np.float32], shift_x: int, shift_y: int) -> NDArray[np.float32]:
+    """Average a stamp down, laid so many fine pixels off the grid; return how much of each pixel it covers."""
     side = stamp.shape[0] // _FINE + 1
     room = np.zeros((side * _FINE, side * _FINE), np.float32)
     room[shift_y : shift_y + stamp.shape[0], shift_x : shift_x + stamp.shape[1]] = stamp
-    return room.reshape(side, _FINE, side, _FINE).mean(axis=(1, 3)), left, top
+    cover: NDArray[np.float32] = room.reshape(side, _FINE, side, _FINE).mean(axis=(1, 3))
+    return cover
 
 
 def _clip(cover: NDArray[np.float32], left: int, top: int) -> tuple[slice, slice, NDArray[np.float32]]:
