@@ -76,7 +76,7 @@ def _build(stage: StageConfig, init: str | None, config: TrainConfig, folder: Pa
             return _build_mora(stage, options, files, folder, config.seed)
         case _:
             # Two stages of one kind are to see different frames.
-            return build_tiny(options, config.model, init, folder, config.seed + _APART * number)
+            return build_tiny(options, config.model, init, folder, config.seed + _APART * number, config.seed)
 
 
 def _check_mora(options: MoraOptions) -> None:

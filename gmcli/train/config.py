@@ -332,12 +332,14 @@ _SETTINGS: Mapping[str, Read] = {
 _MOTION: Mapping[str, Read] = {
     "videos": count(1, 100_000),
     "groups": count(1, 1000),
+    "pool": count(1),
     "fresh_every": count(1),
     "lessons_after": count(1, 1000),
 }
 _LANGUAGE: Mapping[str, Read] = {
     "videos": count(1, 100_000),
     "questions": count(1, 1000),
+    "pool": count(1),
     "fresh_every": count(1),
     "lessons_after": count(1, 1000),
     "drills": number(0, 1),

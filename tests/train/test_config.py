@@ -62,7 +62,7 @@ stages:
         "c.yaml:5: 'steps' must be a whole number from 1 to 2147483648, not the string 'many'",
         "c.yaml:6: 'lr' must be a number from 0, not a number (.nan)",
         *[line for line in problems(tmp_path, text) if ":7: unknown field 'warmpu_steps'; known: name, kind" in line],
-        "c.yaml:9: 'kind' must be one of mora, tower, sam, language",
+        "c.yaml:9: 'kind' must be one of mora, tower, sam, motion, language",
         "c.yaml:10: a stage must be a mapping, not an integer (7)",
     ]
 

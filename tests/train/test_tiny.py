@@ -24,6 +24,7 @@ from gmcli.train.tiny.language import LanguageModule, Packer, Question, pack, pa
 from gmcli.train.tiny.lessons import EVENTS
 from gmcli.train.tiny.motion import MotionBatches, MotionModule, lower_states
 from gmcli.train.tiny.motions import Videos
+from gmcli.train.tiny.options import LanguageOptions, MotionOptions
 from gmcli.train.tiny.sam import iou_of, sam_batch
 from gmcli.train.tiny.stills import make_stills
 from gmcli.train.tiny.tower import tower_batch
@@ -207,7 +208,7 @@ def test_videos_are_made_once_and_are_what_they_were(mora, tmp_path):
 
 def test_the_dense_lessons_agree_with_the_questions(mora, tmp_path, tokenizer):
     tensors, lines = Videos(mora, "train", 0, 24, 20, tmp_path)(0)
-    packer = Packer(Videos(mora, "train", 0, 24, 20, tmp_path), tokenizer, mora, 1, 8, 0.5, 0)
+    packer = Packer(Videos(mora, "train", 0, 24, 20, tmp_path), tokenizer, mora, LanguageOptions(), 0)
     event = {name: 3 + number for number, name in enumerate(EVENTS)}
     seen = set()
     for video, asked in enumerate(lines):
@@ -263,13 +264,13 @@ def test_motion_and_language_see_the_same_states(mora):
         torch.testing.assert_close(lower[:, 3:23], motion.states(temporal), rtol=0, atol=1e-6)
 
 
-def test_every_so_many_steps_a_batch_of_videos_is_new(mora, tmp_path):
-    batches = MotionBatches(Videos(mora, "train", 0, 1, 20, tmp_path), groups=3, fresh_every=2, seed=0)
-    made = []
-    for index in range(6):
+def test_motion_draws_from_a_pool_that_grows(mora, tmp_path):
+    options = MotionOptions(groups=3, pool=2, fresh_every=4)
+    batches = MotionBatches(Videos(mora, "train", 0, 1, 20, tmp_path), options, seed=0)
+    for index in range(12):
         assert batches(index)["temporal"].shape == (3, 20, 32)
-        made.append({int(path.stem) for path in tmp_path.glob("*.safetensors")})
-    assert made == [{0}, {0}, {0, 1}, {0, 1}, {0, 1, 2}, {0, 1, 2}]
+        assert {int(path.stem) for path in tmp_path.iterdir()} <= set(range(2 + index // 4))
+    assert len({path.stem for path in tmp_path.iterdir()}) == 4
     assert torch.equal(batches(4)["temporal"], batches(4)["temporal"])
 
 
@@ -280,20 +281,24 @@ def test_too_many_lower_layers_are_refused(mora):
 
 def test_questions_are_drawn_evenly_by_type_and_kind(mora, tmp_path, tokenizer):
     videos = Videos(mora, "train", 0, 24, 20, tmp_path)
-    packer = Packer(videos, tokenizer, mora, 1, 3, 0.0, 0)
-    drawn = Counter(type_of(kind) for kind in packer.make(0)[1])
+    packer = Packer(videos, tokenizer, mora, LanguageOptions(questions=3, drills=0), 0)
+    drawn = Counter(type_of(kind) for kind in packer.make(0, np.random.default_rng(0))[1])
     there = Counter(type_of(line.kind) for video in videos(0)[1] for line in video if line.kind != "drill")
     assert max(drawn.values()) - min(drawn.values()) < 0.3 * (max(there.values()) - min(there.values()))
     assert drawn["Descriptive"] > 0.2 * drawn.total() > there["Descriptive"] / there.total()
 
 
-def test_packer_draws_anew_from_old_videos(mora, tmp_path, tokenizer):
-    packer = Packer(Videos(mora, "train", 0, 2, 20, tmp_path), tokenizer, mora, 2, 4, 0.0, 0)
-    for index in range(4):
+def test_packer_draws_from_a_pool_that_grows(mora, tmp_path, tokenizer):
+    options = LanguageOptions(questions=4, pool=1, fresh_every=4, drills=0)
+    packer = Packer(Videos(mora, "train", 0, 2, 20, tmp_path), tokenizer, mora, options, 0)
+    for index in range(12):
         batch = packer(index)
         assert len(batch["phrases"]) <= 8
         assert batch["positions"].shape[1] == 23 + batch["ids"].shape[1] == 23 + batch["labels"].shape[1]
-    assert {path.stem for path in tmp_path.iterdir()} == {"000000", "000001"}
+        assert {int(path.stem) for path in tmp_path.iterdir()} <= set(range(1 + index // 4))
+    assert {path.stem for path in tmp_path.iterdir()} == {"000000", "000001", "000002"}
+    again = packer(11)
+    assert all(torch.equal(batch[name], again[name]) for name in batch)
 
 
 def test_the_stages_chain_into_a_checkpoint_that_answers(tmp_path):
@@ -304,8 +309,8 @@ def test_the_stages_chain_into_a_checkpoint_that_answers(tmp_path):
         "stages": [
             {"kind": "tower", "batch_size": 2, **settings},
             {"kind": "sam", "batch_size": 2, **settings},
-            {"kind": "motion", "videos": 2, "groups": 2, "lessons_after": 1, **settings},
-            {"kind": "language", "videos": 2, "questions": 3, "checks": 1, "lessons_after": 1, **settings},
+            {"kind": "motion", "videos": 2, "groups": 2, "pool": 1, "lessons_after": 1, **settings},
+            {"kind": "language", "videos": 2, "questions": 3, "pool": 1, "checks": 1, "lessons_after": 1, **settings},
         ],
     }
     path = tmp_path / "tiny.yaml"

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from gmcli.train.save import write_checkpoint
 from gmcli.train.stage import Stage
 from gmcli.train.tiny.language import LanguageStage
 from gmcli.train.tiny.motion import MotionStage
+from gmcli.train.tiny.motions import VideoCache
 from gmcli.train.tiny.options import LanguageOptions, MotionOptions, SamOptions, TinyOptions, TowerOptions
 from gmcli.train.tiny.sam import SamStage
 from gmcli.train.tiny.tower import TowerStage, start_positions
@@ -24,7 +26,8 @@ from gmcli.train.tiny.vocabulary import write_tokenizer
 
 PHRASES = "phrases.json"
 _TOKENIZER = "tokenizer.model"
-_VIDEOS = "videos"
+# No stage can have this name.
+_VIDEOS = "videos.cache"
 
 
 @dataclass(slots=True)
@@ -45,13 +48,16 @@ class _Start:
 
 
 def build_tiny(
-    options: TinyOptions, model: Mapping[str, Any] | None, init: str | None, folder: Path, seed: int
+    options: TinyOptions, model: Mapping[str, Any] | None, init: str | None, folder: Path, seed: int, video_seed: int
 ) -> Stage:
     """Build a stage. model: the sizes of a model made from nothing. init: the checkpoint to start from instead.
+
+    video_seed: of the videos of kinds `motion` and `language`, which share them: they are kept beside `folder`.
 
     Raises ConfigError where kind `language` has no checkpoint of kind `sam` to start from.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    videos = partial(VideoCache, folder.parent / _VIDEOS, video_seed)
     start = _from_nothing(model, folder, seed) if init is None else _from_checkpoint(Path(init))
     match options:
         case TowerOptions():
@@ -62,35 +68,15 @@ def build_tiny(
             return stage
         case MotionOptions():
             return MotionStage(
-                start.model,
-                start.tokenizer,
-                seed,
-                folder / _VIDEOS,
-                start.save,
-                videos=options.videos,
-                groups=options.groups,
-                fresh_every=options.fresh_every,
-                lessons_after=options.lessons_after,
+                start.model, start.tokenizer, videos(start.model, options.videos), options, seed, start.save
             )
         case LanguageOptions():
             if start.phrases is None:
                 raise ConfigError(
                     f"{init}: holds no {PHRASES}", "Train a stage of kind sam before that of kind language."
                 )
-            return LanguageStage(
-                start.model,
-                start.phrases,
-                start.tokenizer,
-                seed,
-                folder / _VIDEOS,
-                start.save,
-                videos=options.videos,
-                questions=options.questions,
-                fresh_every=options.fresh_every,
-                lessons_after=options.lessons_after,
-                drills=options.drills,
-                checks=options.checks,
-            )
+            cache = videos(start.model, options.videos)
+            return LanguageStage(start.model, start.phrases, start.tokenizer, cache, options, seed, start.save)
 
 
 def _from_nothing(sizes: Mapping[str, Any] | None, folder: Path, seed: int) -> _Start:

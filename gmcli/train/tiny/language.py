@@ -7,7 +7,6 @@ its answer, each of which sees the prefix and itself only.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,9 @@ from gmcli.synth.samples import stream
 from gmcli.synth.scene import FPS, FRAMES
 from gmcli.train.losses import IGNORED
 from gmcli.train.tiny.lessons import Lessons
-from gmcli.train.tiny.motion import VALIDATION_SEED, check_layers, ids_before, lay_out
-from gmcli.train.tiny.motions import Line, Videos
+from gmcli.train.tiny.motion import check_layers, ids_before, lay_out
+from gmcli.train.tiny.motions import Line, VideoCache, Videos
+from gmcli.train.tiny.options import LanguageOptions
 from gmcli.train.tiny.vocabulary import ANSWER
 from gmcli.video import sample_indices
 
@@ -151,20 +151,10 @@ def pack(videos: Sequence[Sequence[Question]], prefix: int, seg: int, loc: int) 
 
 
 class Packer:
-    """Make micro-batches: videos by index, some of their questions drawn, packed."""
+    """Make micro-batches: a batch of videos, some of their questions drawn, packed."""
 
-    def __init__(
-        self,
-        videos: Videos,
-        tokenizer: Tokenizer,
-        mora: Mora,
-        fresh_every: int,
-        questions: int,
-        drills: float,
-        seed: int,
-    ) -> None:
-        self._videos, self._fresh_every, self._questions, self._seed = videos, fresh_every, questions, seed
-        self._drills = drills
+    def __init__(self, videos: Videos, tokenizer: Tokenizer, mora: Mora, options: LanguageOptions, seed: int) -> None:
+        self._videos, self._options, self._seed = videos, options, seed
         self._config, self._before = mora.config, len(ids_before(mora, tokenizer))
         self._tokenizer = tokenizer
         self._seg, self._loc = tokenizer.added["[SEG]"], tokenizer.added["[LOC]"]
@@ -172,21 +162,22 @@ class Packer:
 
     def __call__(self, index: int) -> dict[str, torch.Tensor]:
         """Return the tensors of a micro-batch."""
-        return self.make(index)[0]
-
-    def make(self, index: int, every: bool = False) -> tuple[dict[str, torch.Tensor], list[str]]:
-        """Return the tensors of a micro-batch and the kinds of its questions; `every` question instead of some."""
         rng = stream("train", self._seed + 2, index)
-        new, turn = divmod(index, self._fresh_every)
-        tensors, lines = self._videos(int(rng.integers(new + 1)) if turn else new)
+        batch = int(rng.integers(self._options.pool + index // self._options.fresh_every))
+        return self.make(batch, rng)[0]
+
+    def make(self, batch: int, rng: np.random.Generator | None = None) -> tuple[dict[str, torch.Tensor], list[str]]:
+        """Return the tensors of a batch of videos and the kinds of its questions: every one, or some where `rng` draws them."""
+        tensors, lines = self._videos(batch)
         counts: Counter[str] = Counter()
         chosen = []
         for video in lines:
-            real = [video[i] for i in rng.permutation(len(video)) if video[i].kind != "drill"]
-            if not every:
+            real = [line for line in video if line.kind != "drill"]
+            if rng is not None:
                 drills = [line for line in video if line.kind == "drill"]
-                some = [line for line in drills if rng.random() < self._drills]
-                real = _rarest(real, self._questions - len(some), counts) + some
+                some = [line for line in drills if rng.random() < self._options.drills]
+                shuffled = [real[i] for i in rng.permutation(len(real))]
+                real = _rarest(shuffled, self._options.questions - len(some), counts) + some
             chosen.append([self._question(line) for line in real])
         prefix = self._before + tensors["temporal"].shape[1]
         packed = pack(chosen, prefix, self._seg, self._loc)
@@ -219,27 +210,17 @@ class LanguageStage:
         mora: Mora,
         phrases: torch.Tensor,
         tokenizer: Tokenizer,
+        cache: VideoCache,
+        options: LanguageOptions,
         seed: int,
-        cache: Path,
         save: Any,
-        *,
-        videos: int = 16,
-        questions: int = 8,
-        fresh_every: int = 2,
-        lessons_after: int = 3,
-        drills: float = 0.3,
-        checks: int = 6,
     ) -> None:
         self.name = "language"
-        make = partial(Videos, mora, size=videos, frames=mora.config.localizer_bins)
-        self.batch = Packer(
-            make(split="train", seed=seed, cache=cache / "train"), tokenizer, mora, fresh_every, questions, drills, seed
-        )
-        validation = make(split="val", seed=VALIDATION_SEED, cache=cache / "val")
-        checker = Packer(validation, tokenizer, mora, 1, questions, 0.0, seed)
-        self._checks = [checker.make(i, every=True) for i in range(checks)]
+        self.batch = Packer(cache.training, tokenizer, mora, options, seed)
+        checker = Packer(cache.validation, tokenizer, mora, options, seed)
+        self._checks = [checker.make(i) for i in range(options.checks)]
         torch.manual_seed(seed)
-        self.module = LanguageModule(mora, phrases, ids_before(mora, tokenizer), lessons_after)
+        self.module = LanguageModule(mora, phrases, ids_before(mora, tokenizer), options.lessons_after)
         self._save = save
 
     @torch.no_grad()

@@ -3,7 +3,6 @@
 A step costs a tenth of one with questions, and sees more videos. So the questions find the motion told already when they come.
 """
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,14 @@ from gmcli.model.tokenizer import Tokenizer
 from gmcli.model.visual_tokens import with_changes
 from gmcli.synth.samples import stream
 from gmcli.train.tiny.lessons import EVENTS, Lessons
-from gmcli.train.tiny.motions import Videos
+from gmcli.train.tiny.motions import VideoCache, Videos
+from gmcli.train.tiny.options import MotionOptions
 
-VALIDATION_SEED = 1
 _CHECKS = 8
 _FLOOR = 0.1
 _LOOK_AT = 8
 _TOKEN_SCALE = 0.5
 _WHISPER = 0.05
-# Batches that a loader process may be making just now are not drawn by another one.
-_LAG = 4
 
 
 class MotionModule(nn.Module):
@@ -119,49 +116,34 @@ def ids_before(mora: Mora, tokenizer: Tokenizer) -> list[int]:
 
 
 class MotionBatches:
-    """Make micro-batches of `groups` batches of videos: every `fresh_every`-th has a new one, all others are old."""
+    """Make micro-batches of `groups` batches of videos, drawn from `pool` ones and one more every `fresh_every` times."""
 
-    def __init__(self, videos: Videos, groups: int, fresh_every: int, seed: int) -> None:
-        self._videos, self._groups, self._fresh_every, self._seed = videos, groups, fresh_every, seed
+    def __init__(self, videos: Videos, options: MotionOptions, seed: int) -> None:
+        self._videos, self._options, self._seed = videos, options, seed
 
     def __call__(self, index: int) -> dict[str, torch.Tensor]:
         """Return the tensors of a micro-batch."""
+        options = self._options
         rng = stream("train", self._seed + 2, index)
-        new, turn = divmod(index, self._fresh_every)
-        drawn = [int(i) for i in rng.integers(max(new - _LAG, 0) + 1, size=self._groups)]
-        if not turn:
-            drawn[0] = new
-        groups = [self._videos(i)[0] for i in drawn]
+        drawn = rng.integers(options.pool + index // options.fresh_every, size=options.groups)
+        groups = [self._videos(int(i))[0] for i in drawn]
         return {name: torch.cat([group[name] for group in groups]) for name in groups[0]}
 
 
 class MotionStage:
-    """Train what tells the motion. A step sees `groups` times `videos` videos."""
+    """Train what tells the motion."""
 
     def __init__(
-        self,
-        mora: Mora,
-        tokenizer: Tokenizer,
-        seed: int,
-        cache: Path,
-        save: Any,
-        *,
-        videos: int,
-        groups: int,
-        fresh_every: int,
-        lessons_after: int,
+        self, mora: Mora, tokenizer: Tokenizer, cache: VideoCache, options: MotionOptions, seed: int, save: Any
     ) -> None:
         self.name = "motion"
-        make = partial(Videos, mora, size=videos, frames=mora.config.localizer_bins)
-        training = make(split="train", seed=seed, cache=cache / "train")
-        validation = make(split="val", seed=VALIDATION_SEED, cache=cache / "val")
-        self.batch = MotionBatches(training, groups, fresh_every, seed)
-        checks = [validation(i)[0] for i in range(_CHECKS)]
+        self.batch = MotionBatches(cache.training, options, seed)
+        checks = [cache.validation(i)[0] for i in range(_CHECKS)]
         self._check = {name: torch.cat([check[name] for check in checks]) for name in checks[0]}
         torch.manual_seed(seed)
-        some = torch.cat([training(index)[0]["temporal"] for index in range(_LOOK_AT)])
+        some = torch.cat([cache.training(index)[0]["temporal"] for index in range(_LOOK_AT)])
         start_language(mora, lay_out(mora, some).flatten(0, 1))
-        self.module = MotionModule(mora, ids_before(mora, tokenizer), lessons_after)
+        self.module = MotionModule(mora, ids_before(mora, tokenizer), options.lessons_after)
         self._save = save
 
     @torch.no_grad()

@@ -78,6 +78,20 @@ class Videos:
         draft.replace(tensors)
 
 
+# Apart from the seeds of the single frames that the tower and SAM have seen.
+_APART = 300
+_VALIDATION_SEED = 1
+
+
+class VideoCache:
+    """Keep the videos of a training's stages in `folder`: those to learn from and those to be scored on."""
+
+    def __init__(self, folder: Path, seed: int, mora: Mora, size: int) -> None:
+        frames = mora.config.localizer_bins
+        self.training = Videos(mora, "train", seed + _APART, size, frames, folder / "train")
+        self.validation = Videos(mora, "val", _VALIDATION_SEED, size, frames, folder / "val")
+
+
 def _values(line: Line) -> dict[str, Any]:
     return {name: getattr(line, name) for name in Line.__slots__}
 

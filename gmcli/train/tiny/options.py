@@ -22,13 +22,14 @@ class SamOptions:
 class MotionOptions:
     """Hold what kind `motion` trains on.
 
-    A step has `groups` batches of `videos` videos; of every `fresh_every`-th step one batch is new, the others are some of those
-    before. The lessons are read off the states that `lessons_after` layers leave.
+    A step has `groups` batches of `videos` videos, drawn from `pool` batches at first, and one more every `fresh_every` steps.
+    The lessons are read off the states that `lessons_after` layers leave.
     """
 
     videos: int = 16
     groups: int = 4
-    fresh_every: int = 4
+    pool: int = 400
+    fresh_every: int = 8
     lessons_after: int = 3
 
 
@@ -36,14 +37,15 @@ class MotionOptions:
 class LanguageOptions:
     """Hold what kind `language` trains on.
 
-    A step has `videos` videos with at most `questions` questions of each. Every `fresh_every`-th step sees new videos, the
-    others some of those before, with other questions drawn: evenly by type and kind, as far as the videos have them.
+    A step has one batch of `videos` videos, drawn from `pool` batches at first, and one more every `fresh_every` steps, with at
+    most `questions` questions of each video, drawn evenly by type and kind, as far as the videos have them.
     `drills` is the share of the exercises ("When does the red circle move?") that is drawn. The lessons on the visual tokens
     are read off the states that `lessons_after` layers leave. `checks` batches of the validation split are scored.
     """
 
     videos: int = 16
     questions: int = 8
+    pool: int = 900
     fresh_every: int = 2
     lessons_after: int = 3
     drills: float = 0.3
