@@ -107,7 +107,7 @@ def _plain(name: str, module: str, distribution: str, minimum: str) -> Package:
 PACKAGES = (
     Package("torch", "torch", ("torch",), "2.9", True, f"pip install {_PAIR}", f"{_AGAIN} {_PAIR}"),
     Package("torchvision", "torchvision", ("torchvision",), "0.24", True, f"pip install {_PAIR}", f"{_AGAIN} {_PAIR}"),
-    _plain("transformers", "transformers", "transformers", "5.23"),
+    _plain("transformers", "transformers", "transformers", "5.24"),
     _plain("segment-anything", "segment_anything", "segment-anything", "1.0"),
     _plain("pycocotools", "pycocotools.mask", "pycocotools", "2.0.8"),
     # The wheels carry an FFmpeg with every codec above; a PyAV built against the system's may lack some.

@@ -57,7 +57,7 @@ def prefill(model: Mora, ids_before: Sequence[int], visual: torch.Tensor) -> Pre
     """Run the prefix once. ids_before: the prompt before the image, with <s>. visual: [1,V,H]."""
     embeddings = torch.cat([embed(model, ids_before), visual], dim=1)
     cache = DynamicCache(config=model.language_model.config)
-    model.language_model.model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True)
+    model.language_model.model(inputs_embeds=embeddings, cache=cache, use_cache=True)
     return Prefix(cache, embeddings.shape[1])
 
 
@@ -83,7 +83,7 @@ def answer_questions(
     collected = [_Row() for _ in suffixes]
     for _ in range(max_new_tokens):
         hidden = model.language_model.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True
         ).last_hidden_state[:, -1]
         chosen = model.language_model.lm_head(hidden).argmax(dim=-1)
         for row, token, state in zip(collected, chosen.tolist(), hidden, strict=True):

@@ -78,10 +78,10 @@ def test_states_of_a_cached_run_equal_the_originals_uncached_ones(checkpoint, go
     before, after = tokenize_prompt(build_prompt(fact["question"], model.config), checkpoint.tokenizer)
     prefix = prefill(model, before, visual(checkpoint, golden_frames[i]))
     states = [
-        model.language_model.model(input_ids=torch.tensor([after]), past_key_values=prefix.cache).last_hidden_state
+        model.language_model.model(input_ids=torch.tensor([after]), cache=prefix.cache).last_hidden_state
     ]
     for token in fact["new_ids"][:-1]:
-        step = model.language_model.model(input_ids=torch.tensor([[token]]), past_key_values=prefix.cache)
+        step = model.language_model.model(input_ids=torch.tensor([[token]]), cache=prefix.cache)
         states.append(step.last_hidden_state)
     got = torch.cat(states, dim=1)[:, -48:]
     torch.testing.assert_close(got, golden("evaluate")[f"q{i}_hidden_last48"][:, -got.shape[1] :], atol=1e-4, rtol=0)
