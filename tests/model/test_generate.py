@@ -77,9 +77,7 @@ def test_states_of_a_cached_run_equal_the_originals_uncached_ones(checkpoint, go
     model = checkpoint.model
     before, after = tokenize_prompt(build_prompt(fact["question"], model.config), checkpoint.tokenizer)
     prefix = prefill(model, before, visual(checkpoint, golden_frames[i]))
-    states = [
-        model.language_model.model(input_ids=torch.tensor([after]), cache=prefix.cache).last_hidden_state
-    ]
+    states = [model.language_model.model(input_ids=torch.tensor([after]), cache=prefix.cache).last_hidden_state]
     for token in fact["new_ids"][:-1]:
         step = model.language_model.model(input_ids=torch.tensor([[token]]), cache=prefix.cache)
         states.append(step.last_hidden_state)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gmcli.checkpoints.load import load_checkpoint
 from gmcli.cli.main import cli
@@ -27,6 +28,7 @@ from gmcli.train.tiny.motions import Videos
 from gmcli.train.tiny.options import LanguageOptions, MotionOptions
 from gmcli.train.tiny.sam import iou_of, sam_batch
 from gmcli.train.tiny.stills import make_stills
+from gmcli.train.tiny.strips import strips
 from gmcli.train.tiny.tower import tower_batch
 from gmcli.train.tiny.vocabulary import VOCABULARY, write_tokenizer
 
@@ -336,6 +338,10 @@ def test_the_stages_chain_into_a_checkpoint_that_answers(tmp_path):
     assert not equal(sam, motion, "language_model")
     assert not equal(motion, best, "language_model")
     assert equal(sam, motion, "text_hidden_fcs")
+    for stage, picture in (("sam", "masks"), ("motion", "moving"), ("language", "windows")):
+        events = EventAccumulator(str(out / stage / "tensorboard"))
+        events.Reload()
+        assert [event.step for event in events.Images(picture)] == [2]
     assert len(json.loads((out / "language" / "best" / PHRASES).read_text())) == len(COLOURS) * len(SHAPES)
     clips = tmp_path / "shapes"
     runner = CliRunner()
@@ -352,6 +358,16 @@ def test_the_stages_chain_into_a_checkpoint_that_answers(tmp_path):
         ],
     )
     assert done.exit_code == 0, done.output
+
+
+def test_strips_show_true_over_found():
+    picture = strips(torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.5]]))
+    assert picture.shape == (24, 16, 3)
+    assert picture[0, 0].tolist() == [0, 0, 0]
+    assert picture[7, 8].tolist() == [90, 220, 110]
+    assert picture[8, 0].tolist() == [255, 255, 255]
+    assert picture[15, 15].tolist() == [128, 128, 128]
+    assert not picture[16:].any()
 
 
 def test_the_shipped_configuration_is_read_and_checked():

@@ -27,8 +27,11 @@ from gmcli.train.tiny.lessons import Lessons
 from gmcli.train.tiny.motion import check_layers, ids_before, lay_out
 from gmcli.train.tiny.motions import Line, VideoCache, Videos
 from gmcli.train.tiny.options import LanguageOptions
+from gmcli.train.tiny.strips import strips
 from gmcli.train.tiny.vocabulary import ANSWER
 from gmcli.video import sample_indices
+
+_SHOWN = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,9 +252,13 @@ class LanguageStage:
         answer, t_iou, phrase = (_mean(_mean(row[k] for row in own) for own in types if own) for k in (1, 2, 3))
         return {"score": answer + t_iou, "answer": answer, "t_iou": t_iou, "phrase": phrase, **figures}
 
+    @torch.no_grad()
     def pictures(self) -> dict[str, NDArray[np.uint8]]:
-        """Draw nothing: the figures say it."""
-        return {}
+        """Draw the windows of the first questions: true over found."""
+        self.module.eval()
+        batch = self._checks[0][0]
+        found = read(self.module.mora, self.module.states(batch)[0], batch)["bins"].sigmoid()
+        return {"windows": strips(batch["windows"][:_SHOWN], found[:_SHOWN])}
 
     def save(self, folder: Path) -> None:
         """Write the whole model as a checkpoint."""

@@ -21,10 +21,12 @@ from gmcli.synth.samples import stream
 from gmcli.train.tiny.lessons import EVENTS, Lessons
 from gmcli.train.tiny.motions import VideoCache, Videos
 from gmcli.train.tiny.options import MotionOptions
+from gmcli.train.tiny.strips import strips
 
 _CHECKS = 8
 _FLOOR = 0.1
 _LOOK_AT = 8
+_SHOWN = 4
 _TOKEN_SCALE = 0.5
 _WHISPER = 0.05
 
@@ -166,9 +168,13 @@ class MotionStage:
             **{name: float(loss) for name, loss in losses.items()},
         }
 
+    @torch.no_grad()
     def pictures(self) -> dict[str, NDArray[np.uint8]]:
-        """Draw nothing: the figures say it."""
-        return {}
+        """Draw when each colour moves in the first videos: true over found."""
+        self.module.eval()
+        steps, _ = self.module.lessons.read(self.module.states(self._check["temporal"][:_SHOWN]))
+        true = self._check["steps"][:_SHOWN, :, :, 2].transpose(1, 2).flatten(0, 1)
+        return {"moving": strips(true, steps[..., 2].sigmoid().transpose(1, 2).flatten(0, 1))}
 
     def save(self, folder: Path) -> None:
         """Write the whole model as a checkpoint."""
