@@ -18,6 +18,8 @@ import yaml
 from gmcli.text import shorten
 
 MAX_DEPTH = 16
+# libyaml 0.2.6 looks ahead and gives up by itself at a thousand.
+_TOO_DEEP = "exceeded maximum nesting depth"
 MAX_VALUES = 5_000_000  # of one YAML file, keys included; each costs some 200 bytes and 5 µs
 MAX_LINE_VALUES = 1_000_000  # of one JSON line
 MAX_LINE_BYTES = 16 << 20
@@ -152,6 +154,8 @@ def load_yaml(data: bytes, problems: Problems, *, is_json: bool = False) -> Node
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line - bisect_right(exotic, mark.line) + 1 if mark else 1
+        if error.problem == _TOO_DEEP:
+            problems.stop(line, f"nested more than {MAX_DEPTH} deep")
         reason = ": ".join(part for part in (error.context, error.problem) if part)
     except yaml.reader.ReaderError as error:
         line = data.count(b"\n", 0, error.position) + 1

@@ -238,7 +238,13 @@ def workers(pid: int) -> list[int]:
 def test_signals_stop_cleanly_and_the_run_goes_on(finished, small_folder, tmp_path, sent):
     manifest, undisturbed, _ = finished
     out = tmp_path / "out"
-    process = subprocess.Popen(command(manifest, small_folder, out), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(manifest, small_folder, out),
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that run in the background of a script have SIGINT ignored, and hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     wait_for(lambda: workers(process.pid))
     # Hold the workers, so that the run cannot end while others knock at its door.
     for worker in workers(process.pid):
