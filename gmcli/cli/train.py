@@ -37,7 +37,7 @@ _EXTRA = ("accelerate", "peft", "tensorboard")
 def train(config: str, output: Path, overrides: tuple[str, ...], check_only: bool, log_format: str) -> None:
     """Train as CONFIG says: a YAML file, or the name of a configuration that ships with gmcli.
 
-    A stage leaves best/ (a checkpoint for `gmcli infer`), losses.jsonl, scores.jsonl and tensorboard/ in its folder.
+    A stage leaves best/ and final/ (checkpoints for `gmcli infer`), losses.jsonl, scores.jsonl and tensorboard/ in its folder.
     """
     from gmcli.logs import set_up_logging
     from gmcli.train.config import load_train_config

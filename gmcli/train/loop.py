@@ -32,6 +32,7 @@ from gmcli.train.optimizer import build_optimizers, learning_rate
 from gmcli.train.stage import Stage
 from gmcli.train.state import (
     BEST,
+    FINAL,
     LAST,
     LOSSES,
     SCORES,
@@ -51,7 +52,8 @@ def train_stage(stage: Stage, settings: StageSettings, out: Path, *, seed: int) 
     """Train `stage` into the folder `out`, from where an earlier run of the same settings left it.
 
     Writes losses.jsonl (a line an optimizer step), scores.jsonl (one a validation), tensorboard/, best/ (the checkpoint
-    with the best score) and last/ (what to resume from). A finished stage is left as it is.
+    with the best score), last/ (what to resume from) and, behind the last step, final/ (a checkpoint, too). A finished stage
+    is left as it is.
     SIGINT and SIGTERM end it after the step at hand, saved; then KeyboardInterrupt is raised.
     Raises ConfigError where `out` belongs to other settings or a loss is not finite.
     """
@@ -119,6 +121,8 @@ class _Trainer:
                 # Who presses Ctrl-C waits for the save only; the next run validates.
                 if last or (done % settings.validate_every == 0 and not stop):
                     self._validate()
+                if last and self.main:
+                    replace_folder(self.out, FINAL, self.stage.save)
                 if last or stop or done % settings.save_every == 0:
                     self._save()
                 if stop:

@@ -20,6 +20,7 @@ from gmcli.files import fsync_directory, make_directories, write_file
 from gmcli.train.config import StageSettings
 
 BEST = "best"
+FINAL = "final"
 LAST = "last"
 LOSSES = "losses.jsonl"
 SCORES = "scores.jsonl"
@@ -46,6 +47,7 @@ def read_progress(out: Path, settings: StageSettings, seed: int) -> Progress:
     """
     recover(out, LAST)
     recover(out, BEST)
+    recover(out, FINAL)
     path = out / LAST / _STEP
     if not path.is_file():
         return Progress()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from gmcli.errors import ConfigError
 from gmcli.train.loop import train_stage
@@ -48,7 +49,7 @@ def run_toy(out: Path, kill_at: int | None, number: int = 0, workers: int = 0) -
 def same(first: Path, second: Path) -> None:
     for name in ("losses.jsonl", "scores.jsonl"):
         assert (first / name).read_text() == (second / name).read_text()
-    for name in ("last/model.safetensors", "best/head.pt"):
+    for name in ("last/model.safetensors", "best/head.pt", "final/head.pt"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
@@ -60,6 +61,9 @@ def test_a_training_learns_and_leaves_its_files(undisturbed):
     scores = lines(undisturbed / "scores.jsonl")
     assert [line["step"] for line in scores] == [4, 8, 12]
     assert (undisturbed / "best/head.pt").is_file()
+    head = torch.load(undisturbed / "final/head.pt", weights_only=True)
+    last = load_file(undisturbed / "last/model.safetensors")
+    assert all(torch.equal(value, last[f"head.{name}"]) for name, value in head.items())
     assert not [p.name for p in undisturbed.iterdir() if p.name.startswith(".")]
 
 
@@ -136,8 +140,6 @@ def test_gradients_are_clipped(tmp_path):
 
 
 def test_frozen_weights_stay_and_are_not_saved(undisturbed):
-    from safetensors.torch import load_file
-
     assert set(load_file(undisturbed / "last/model.safetensors")) == {
         "head.bias",
         "head.weight",
