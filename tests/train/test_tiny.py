@@ -24,12 +24,12 @@ from gmcli.train.tiny.build import PHRASES
 from gmcli.train.tiny.language import LanguageModule, Packer, Question, pack, packed_mask, read
 from gmcli.train.tiny.lessons import EVENTS
 from gmcli.train.tiny.motion import MotionBatches, MotionModule, lower_states
-from gmcli.train.tiny.motions import Videos
 from gmcli.train.tiny.options import LanguageOptions, MotionOptions
 from gmcli.train.tiny.sam import iou_of, sam_batch
 from gmcli.train.tiny.stills import make_stills
 from gmcli.train.tiny.strips import strips
 from gmcli.train.tiny.tower import tower_batch
+from gmcli.train.tiny.videos import Videos
 from gmcli.train.tiny.vocabulary import VOCABULARY, write_tokenizer
 
 SIZES = {

@@ -18,10 +18,10 @@ from gmcli.train.save import write_checkpoint
 from gmcli.train.stage import Stage
 from gmcli.train.tiny.language import LanguageStage
 from gmcli.train.tiny.motion import MotionStage
-from gmcli.train.tiny.motions import VideoCache
 from gmcli.train.tiny.options import LanguageOptions, MotionOptions, SamOptions, TinyOptions, TowerOptions
 from gmcli.train.tiny.sam import SamStage
 from gmcli.train.tiny.tower import TowerStage, start_positions
+from gmcli.train.tiny.videos import VideoCache
 from gmcli.train.tiny.vocabulary import write_tokenizer
 
 PHRASES = "phrases.json"

@@ -25,9 +25,9 @@ from gmcli.synth.scene import FPS, FRAMES
 from gmcli.train.losses import IGNORED
 from gmcli.train.tiny.lessons import Lessons
 from gmcli.train.tiny.motion import check_layers, ids_before, lay_out
-from gmcli.train.tiny.motions import Line, VideoCache, Videos
 from gmcli.train.tiny.options import LanguageOptions
 from gmcli.train.tiny.strips import strips
+from gmcli.train.tiny.videos import Line, VideoCache, Videos
 from gmcli.train.tiny.vocabulary import ANSWER
 from gmcli.video import sample_indices
 

@@ -1,6 +1,6 @@
 """Train projector and lower layers of the language model on the visual tokens alone: what moves when, who pushes whom.
 
-A step costs a tenth of one with questions, and sees more videos. So the questions find the motion told already when they come.
+A clip costs a tenth of what it costs with questions, so many more can be seen. The questions then find the motion told already.
 """
 
 from pathlib import Path
@@ -19,9 +19,9 @@ from gmcli.model.tokenizer import Tokenizer
 from gmcli.model.visual_tokens import with_changes
 from gmcli.synth.samples import stream
 from gmcli.train.tiny.lessons import EVENTS, Lessons
-from gmcli.train.tiny.motions import VideoCache, Videos
 from gmcli.train.tiny.options import MotionOptions
 from gmcli.train.tiny.strips import strips
+from gmcli.train.tiny.videos import VideoCache, Videos
 
 _CHECKS = 8
 _FLOOR = 0.1
