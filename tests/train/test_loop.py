@@ -101,6 +101,37 @@ def test_a_signal_saves_after_the_step(undisturbed, tmp_path, number):
     same(undisturbed, tmp_path)
 
 
+class Body(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(4, 8)])
+
+    def forward(self, x):
+        return self.layers[0](x)
+
+
+class Blocks(ToyStage):
+    """Has a matrix that Muon steps."""
+
+    def __init__(self, **how):
+        super().__init__(**how)
+        torch.manual_seed(4)
+        self.module.frozen = Body()
+
+
+def test_muon_goes_on_with_the_same_curve(tmp_path):
+    settings = toy_settings(optimizer="muon")
+    train_stage(Blocks(), settings, tmp_path / "undisturbed", seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        train_stage(Blocks(kill_at=9, number=signal.SIGTERM), settings, tmp_path / "stopped", seed=1)
+    assert json.loads((tmp_path / "stopped/last/step.json").read_text())["step"] == 5
+    train_stage(Blocks(), settings, tmp_path / "stopped", seed=1)
+    same(tmp_path / "undisturbed", tmp_path / "stopped")
+    adamw = tmp_path / "adamw"
+    train_stage(Blocks(), toy_settings(), adamw, seed=1)
+    assert lines(adamw / "losses.jsonl")[-1] != lines(tmp_path / "stopped/losses.jsonl")[-1]
+
+
 def test_a_finished_stage_is_left_alone(undisturbed):
     before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")}
     stage = ToyStage()
