@@ -17,9 +17,8 @@ _BLOCKS = re.compile(r"\.(layers|blocks)\.\d+\.")
 def build_optimizers(module: nn.Module, settings: StageSettings) -> list[torch.optim.Optimizer]:
     """Build AdamW over the trainable parameters, and Muon over those that are its own where the settings say so.
 
-    Parameters are grouped by learning-rate factor and decay.
-
-    Each group carries its "factor". Biases, norms and other vectors do not decay.
+    Parameters are grouped by learning-rate factor and decay; each group carries its "factor". Biases, norms and other vectors
+    do not decay.
     Raises ConfigError where nothing is trainable, or where a prefix of `lr_scale` names no trainable parameter.
     """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]

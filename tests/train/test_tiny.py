@@ -18,7 +18,7 @@ from gmcli.model.mora import Mora
 from gmcli.model.tokenizer import Tokenizer
 from gmcli.resources import share_dir
 from gmcli.synth.questions import type_of
-from gmcli.synth.scene import COLOURS, SECONDS, SHAPES
+from gmcli.synth.scene import COLOURS, FPS, SECONDS, SHAPES
 from gmcli.train.losses import IGNORED
 from gmcli.train.tiny.build import PHRASES
 from gmcli.train.tiny.language import LanguageModule, Packer, Question, pack, packed_mask, read
@@ -200,17 +200,18 @@ def test_no_question_sees_another():
 
 def test_videos_are_made_once_and_are_what_they_were(mora, tmp_path):
     videos = Videos(mora, "train", 0, 2, 20, tmp_path)
-    tensors, lines = videos(3)
+    tensors, lines = videos.tensors(3), videos.questions(3)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    again, same = videos(3)
+    again, same = videos.tensors(3), videos.questions(3)
     assert lines == same
     assert all((tensors[k] == again[k]).all() for k in tensors)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == files
 
 
 def test_the_dense_lessons_agree_with_the_questions(mora, tmp_path, tokenizer):
-    tensors, lines = Videos(mora, "train", 0, 24, 20, tmp_path)(0)
-    packer = Packer(Videos(mora, "train", 0, 24, 20, tmp_path), tokenizer, mora, LanguageOptions(), 0)
+    videos = Videos(mora, "train", 0, 24, 20, tmp_path)
+    tensors, lines = videos.tensors(0), videos.questions(0)
+    packer = Packer(videos, tokenizer, mora, LanguageOptions(), 0)
     event = {name: 3 + number for number, name in enumerate(EVENTS)}
     seen = set()
     for video, asked in enumerate(lines):
@@ -221,6 +222,7 @@ def test_the_dense_lessons_agree_with_the_questions(mora, tmp_path, tokenizer):
             assert whole[0] == 1
             assert whole[8 + line.phrase % len(SHAPES)] == 1
             window = packer._question(line).window
+            assert window.sum() == pytest.approx((line.end - line.start) * FPS / 60 * 20, abs=1.5)
             about = [c for c, name in enumerate(COLOURS) if f"the {name} " in line.text]
             other = tensors["steps"][video, :, about[0]].numpy() if about else None
             match line.kind:
@@ -285,7 +287,7 @@ def test_questions_are_drawn_evenly_by_type_and_kind(mora, tmp_path, tokenizer):
     videos = Videos(mora, "train", 0, 24, 20, tmp_path)
     packer = Packer(videos, tokenizer, mora, LanguageOptions(questions=3, drills=0), 0)
     drawn = Counter(type_of(kind) for kind in packer.make(0, np.random.default_rng(0))[1])
-    there = Counter(type_of(line.kind) for video in videos(0)[1] for line in video if line.kind != "drill")
+    there = Counter(type_of(line.kind) for video in videos.questions(0) for line in video if line.kind != "drill")
     assert max(drawn.values()) - min(drawn.values()) < 0.3 * (max(there.values()) - min(there.values()))
     assert drawn["Descriptive"] > 0.2 * drawn.total() > there["Descriptive"] / there.total()
 

@@ -24,7 +24,7 @@ from gmcli.synth.samples import stream
 from gmcli.synth.scene import FPS, FRAMES
 from gmcli.train.losses import IGNORED
 from gmcli.train.tiny.lessons import Lessons
-from gmcli.train.tiny.motion import check_layers, ids_before, lay_out
+from gmcli.train.tiny.motion import check_layers, embed_prefix, ids_before
 from gmcli.train.tiny.options import LanguageOptions
 from gmcli.train.tiny.strips import strips
 from gmcli.train.tiny.videos import Line, VideoCache, Videos
@@ -65,12 +65,10 @@ class LanguageModule(nn.Module):
     def states(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the final states of packed sequences and those that the lessons are read off, both [V, L, H]."""
         llama = self.mora.language_model.model
-        visual = self.mora.mm_projector(lay_out(self.mora, batch["temporal"]))
-        start = llama.embed_tokens(self.before).expand(len(visual), -1, -1)
-        embedded = torch.cat([start, visual, llama.embed_tokens(batch["ids"])], dim=1)
+        prefix = embed_prefix(self.mora, self.before, batch["temporal"])
         out = llama(
-            inputs_embeds=embedded,
-            attention_mask=packed_mask(batch["owner"], start.shape[1] + visual.shape[1]).unsqueeze(1),
+            inputs_embeds=torch.cat([prefix, llama.embed_tokens(batch["ids"])], dim=1),
+            attention_mask=packed_mask(batch["owner"], prefix.shape[1]).unsqueeze(1),
             position_ids=batch["positions"],
             use_cache=False,
             output_hidden_states=True,
@@ -171,10 +169,10 @@ class Packer:
 
     def make(self, batch: int, rng: np.random.Generator | None = None) -> tuple[dict[str, torch.Tensor], list[str]]:
         """Return the tensors of a batch of videos and the kinds of its questions: every one, or some where `rng` draws them."""
-        tensors, lines = self._videos(batch)
+        tensors = self._videos.tensors(batch)
         counts: Counter[str] = Counter()
         chosen = []
-        for video in lines:
+        for video in self._videos.questions(batch):
             real = [line for line in video if line.kind != "drill"]
             if rng is not None:
                 drills = [line for line in video if line.kind == "drill"]

@@ -6,7 +6,6 @@ the whole clip. What the questions then need lies in the states that the upper l
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from gmcli.synth.scene import COLOURS, FPS, SECONDS, SHAPES
 from gmcli.train.tiny.stills import colour_of, shape_of
 
 EVENTS = ("sets off", "comes to rest", "is pushed", "pushes", "passes in front", "is passed behind")
+_EVENT = {name: number for number, name in enumerate(EVENTS, start=3)}
 _STEPS = 3 + len(EVENTS)
 _WHOLE = 8 + len(SHAPES)
 _WEIGHTS = {"motion": 10.0, "moving": 2.0, "events": 10.0, "whole": 2.0}
@@ -52,16 +52,16 @@ def lesson_truth(facts: Facts, sampled: Sequence[int]) -> dict[str, NDArray[np.f
             whole[colour, 7] = any(move.cause is not None for move in moves)
     for move in facts.moves:
         start, stop = (np.searchsorted(sampled, second * FPS, side="right") for second in (move.start, move.end))
-        steps[start : start + 1, colours[move.thing], 3] = 1
-        steps[stop : stop + 1, colours[move.thing], 4] = 1
+        steps[start : start + 1, colours[move.thing], _EVENT["sets off"]] = 1
+        steps[stop : stop + 1, colours[move.thing], _EVENT["comes to rest"]] = 1
         if move.cause is not None:
-            steps[start : start + 1, colours[move.thing], 5] = 1
-            steps[start : start + 1, colours[move.cause], 6] = 1
+            steps[start : start + 1, colours[move.thing], _EVENT["is pushed"]] = 1
+            steps[start : start + 1, colours[move.cause], _EVENT["pushes"]] = 1
     for move, other in facts.passes:
         over = overlap(facts.scene, tracks, move, other)[sampled]
         front, back = (move.thing, other) if move.thing > other else (other, move.thing)
-        steps[over, colours[front], 7] = 1
-        steps[over, colours[back], 8] = 1
+        steps[over, colours[front], _EVENT["passes in front"]] = 1
+        steps[over, colours[back], _EVENT["is passed behind"]] = 1
     return {"steps": steps, "whole": whole}
 
 
@@ -84,7 +84,9 @@ class Lessons(nn.Module):
         steps = self.step_head(states).unflatten(-1, (len(COLOURS), _STEPS))
         return steps, self.whole_head(states[:, -1]).unflatten(-1, (len(COLOURS), _WHOLE))
 
-    def forward(self, states: torch.Tensor, truth: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def forward(
+        self, states: torch.Tensor, truth: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the weighted loss and its parts. states: [V, T, H], of the visual tokens; truth: of `lesson_truth`, stacked."""
         steps, whole = self.read(states)
         entropy = functional.binary_cross_entropy_with_logits

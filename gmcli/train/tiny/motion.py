@@ -47,10 +47,8 @@ class MotionModule(nn.Module):
 
     def states(self, temporal: torch.Tensor) -> torch.Tensor:
         """Return the visual tokens' states behind the lower layers, [V, T, H]. temporal: the frames' mean features, [V, T, C]."""
-        llama = self.mora.language_model.model
-        visual = self.mora.mm_projector(lay_out(self.mora, temporal))
-        start = llama.embed_tokens(self.before).expand(len(visual), -1, -1)
-        return lower_states(llama, torch.cat([start, visual], dim=1), self._lower)[:, len(self.before) :]
+        prefix = embed_prefix(self.mora, self.before, temporal)
+        return lower_states(self.mora.language_model.model, prefix, self._lower)[:, len(self.before) :]
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return the losses of a batch of `MotionBatches`."""
@@ -73,6 +71,13 @@ def lower_states(llama: LlamaModel, embedded: torch.Tensor, layers: int) -> torc
     for layer in llama.layers[:layers]:
         states = layer(states, attention_mask=None, position_embeddings=turns)
     return states
+
+
+def embed_prefix(mora: Mora, before: torch.Tensor, temporal: torch.Tensor) -> torch.Tensor:
+    """Embed what all questions of a video share, [V, P, H]: the ids before the visual tokens, then these."""
+    visual = mora.mm_projector(lay_out(mora, temporal))
+    start = mora.language_model.model.embed_tokens(before).expand(len(visual), -1, -1)
+    return torch.cat([start, visual], dim=1)
 
 
 def lay_out(mora: Mora, temporal: torch.Tensor) -> torch.Tensor:
@@ -128,7 +133,7 @@ class MotionBatches:
         options = self._options
         rng = stream("train", self._seed + 2, index)
         drawn = rng.integers(options.pool + index // options.fresh_every, size=options.groups)
-        groups = [self._videos(int(i))[0] for i in drawn]
+        groups = [self._videos.tensors(int(i)) for i in drawn]
         return {name: torch.cat([group[name] for group in groups]) for name in groups[0]}
 
 
@@ -140,10 +145,10 @@ class MotionStage:
     ) -> None:
         self.name = "motion"
         self.batch = MotionBatches(cache.training, options, seed)
-        checks = [cache.validation(i)[0] for i in range(_CHECKS)]
+        checks = [cache.validation.tensors(i) for i in range(_CHECKS)]
         self._check = {name: torch.cat([check[name] for check in checks]) for name in checks[0]}
         torch.manual_seed(seed)
-        some = torch.cat([cache.training(index)[0]["temporal"] for index in range(_LOOK_AT)])
+        some = torch.cat([cache.training.tensors(index)["temporal"] for index in range(_LOOK_AT)])
         start_language(mora, lay_out(mora, some).flatten(0, 1))
         self.module = MotionModule(mora, ids_before(mora, tokenizer), options.lessons_after)
         self._save = save

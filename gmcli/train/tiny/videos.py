@@ -1,4 +1,4 @@
-"""Render videos, look at them with the trained tower, and keep what the language stage needs: features, questions, facts.
+"""Render videos, look at them with the trained tower, and keep what the stages need: features, facts, questions.
 
 Rendering and the tower cost more than a step of the small language model, so each batch of videos is made once and kept on disk;
 epochs after the first draw other questions about the same videos.
@@ -45,12 +45,21 @@ class Videos:
         self._mora, self._split, self._seed, self._size, self._cache = mora, split, seed, size, cache
         self._sampled = sample_indices(0, FRAMES, frames)
 
-    def __call__(self, index: int) -> tuple[dict[str, torch.Tensor], list[list[Line]]]:
-        """Return a batch's tensors ([V, ...] each) and its videos' questions."""
-        tensors, lines = self._cache / f"{index:06d}.safetensors", self._cache / f"{index:06d}.json"
+    def tensors(self, index: int) -> dict[str, torch.Tensor]:
+        """Return a batch's tensors, [V, ...] each: `temporal`, the frames' mean features, and those of `lesson_truth`."""
+        return load_file(self._made(index))
+
+    def questions(self, index: int) -> list[list[Line]]:
+        """Return the questions about a batch's videos."""
+        videos = json.loads(self._made(index).with_suffix(".json").read_text("utf-8"))
+        return [[Line(**line) for line in video] for video in videos]
+
+    def _made(self, index: int) -> Path:
+        """Return the file of a batch's tensors, which are made if they are not there; the questions lie beside it."""
+        tensors = self._cache / f"{index:06d}.safetensors"
         if not tensors.exists():
-            self._make(index, tensors, lines)
-        return load_file(tensors), [[Line(**line) for line in video] for video in json.loads(lines.read_text("utf-8"))]
+            self._make(index, tensors, tensors.with_suffix(".json"))
+        return tensors
 
     @torch.no_grad()
     def _make(self, index: int, tensors: Path, lines: Path) -> None:
