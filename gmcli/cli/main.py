@@ -8,6 +8,7 @@ import click
 from gmcli import __version__
 from gmcli.cli.convert import convert
 from gmcli.cli.doctor import doctor
+from gmcli.cli.engines import engines
 from gmcli.cli.evaluate import evaluate
 from gmcli.cli.infer import infer
 from gmcli.cli.manifest import manifest
@@ -55,7 +56,7 @@ def cli() -> None:
     """
 
 
-for command in (infer, status, verify, manifest, evaluate, render, convert, report, doctor, synth, train):
+for command in (infer, status, verify, manifest, evaluate, render, convert, report, doctor, engines, synth, train):
     cli.add_command(command)
 
 
