@@ -10,10 +10,11 @@ from gmcli.errors import ConfigError
 from gmcli.resources import share_dir
 
 VISUAL_TOKENS = ("frame", "pooled", "pooled_padded", "temporal", "changes")
-FORMATS = ("png", "rle")
+FORMATS = ("png", "png1", "rle")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 READERS = ("pyav", "decord")
 ATTENTIONS = ("auto", "sdpa", "flash_attention_2", "eager")
+BACKENDS = ("eager", "inductor", "aot_inductor", "openvino", "tensorrt")
 
 # These may differ between runs into one directory: they change how masks are computed, not which.
 FREE = frozenset({"gpus", "workers", "attention", "stall_timeout_s"})
@@ -38,6 +39,7 @@ class RunConfig:
     gpus: str = "auto"
     workers: int | None = None
     attention: str = "auto"
+    backend: str = "eager"
     questions_per_batch: int = 16
     stall_timeout_s: int = 1800
 
@@ -143,6 +145,8 @@ def _formats(value: Any) -> tuple[str, ...]:
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not names or any(n not in FORMATS for n in names):
         raise ValueError(f"must name formats out of {', '.join(FORMATS)}, not {value!r}")
+    if "png" in names and "png1" in names:
+        raise ValueError("must name png (8 bits a pixel) or png1 (1 bit), not both: they would be the same files")
     return tuple(f for f in FORMATS if f in names)
 
 
@@ -173,6 +177,7 @@ _CHECKS: Mapping[str, Any] = {
     "gpus": _gpus,
     "workers": _optional(_count(64)),
     "attention": _choice(*ATTENTIONS),
+    "backend": _choice(*BACKENDS),
     "questions_per_batch": _count(1024),
     "stall_timeout_s": _count(86400),
 }

@@ -1,13 +1,17 @@
 """Answer all questions of one video with masks. The whole performance story is told here.
 
 Once per video: decode, CLIP, the language model's video prefix, the SAM image encoder on the frames that some question
-wants. Once per question: its own part of the prompt, its answer, the mask decoder on its frames. Frames stream through
-in small batches and leave as RLE, so memory does not grow with the length of the video.
+wants. Once per question: its own part of the prompt, its answer, the mask decoder on its frames. All questions of a video
+are one batch of the language model, and a guess of their answers is checked in the pass that reads them. Frames stream
+through in small batches: a thread reads and resizes the next ones while the model works on these, another turns masks into
+RLE, and both queues are short, so memory does not grow with the length of the video. What the model's parts are compiled
+with, if at all, is decided elsewhere (engines.py).
 """
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -16,21 +20,36 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gmcli.backends.recipe import COMPONENTS, load_recipe
 from gmcli.checkpoints.load import Checkpoint
 from gmcli.config import RunConfig
 from gmcli.data import ItemResult, Question, Rle, TemporalSpan, VideoTask
+from gmcli.engines import Engines, eager_engines
 from gmcli.errors import ConfigError, ItemError
 from gmcli.masks.rle import empty_rle, encode_rle
 from gmcli.model.config import PADDED_TEMPORAL_TOKENS, VisualTokens
+from gmcli.model.drafts import Drafts
 from gmcli.model.generate import Answer, Prefix, answer_questions, prefill
 from gmcli.model.mora import visual_width
 from gmcli.model.preprocess import Frame, clip_pixels, resized_size, sam_pixels
 from gmcli.model.prompt import build_prompt, tokenize_prompt
 from gmcli.model.sam import postprocess_masks
+from gmcli.overlap import ahead
 from gmcli.video import VideoReader, frame_range, open_video, read_frames, sample_indices, time_bins
 
 Progress = Callable[[int], None]
+
+# Answers that the published checkpoints were taught; more are learned as they come.
+KNOWN_ANSWERS = (
+    "It is [SEG].",
+    "Sure, [SEG].",
+    "Sure, it is [SEG].",
+    "Sure, the target object is [SEG], and the temporal boundary is [LOC].",
+)
+# How far reading may run ahead, in batches of the image encoder, and RLE encoding behind, in masks.
+_READ_AHEAD = 2
+_RLE_BEHIND = 16
+# Masks are brought to the frame's size some at a time: 2**25 float32 pixels are 128 MB.
+_MOST_PIXELS = 1 << 25
 
 
 @dataclass(slots=True)
@@ -41,6 +60,9 @@ class Work:
     decoded_frames: int = 0
     clip_frames: int = 0
     prefixes: int = 0
+    llm_passes: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     sam_frames: int = 0
     decoded_pairs: int = 0
 
@@ -83,11 +105,17 @@ class _Plan:
 
 
 class Segmenter:
-    """Hold a loaded model and the settings of a run; answer one video at a time."""
+    """Hold a loaded model and the settings of a run; answer one video at a time.
 
-    def __init__(self, checkpoint: Checkpoint, config: RunConfig, device: torch.device | str) -> None:
+    engines: the model's parts as they are to run; None means uncompiled.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, config: RunConfig, device: torch.device | str, engines: Engines | None = None
+    ) -> None:
         self.checkpoint = checkpoint
-        self.model = checkpoint.model
+        self.engines = engines or eager_engines(checkpoint.model)
+        self.model = self.engines.model
         self.config = config
         self.device = torch.device(device)
         self.dtype = next(self.model.language_model.parameters()).dtype
@@ -97,8 +125,9 @@ class Segmenter:
         clip, stored = self.model.config.clip, self.model.config.visual_tokens
         if visual_width(clip, self.layout) != visual_width(clip, stored):
             raise ConfigError(f"visual_tokens {self.layout} does not fit this checkpoint, which was made for {stored}")
-        self._batch = {c: load_recipe(c).batch[self.device.type] for c in COMPONENTS}
-        self._image_pe = self.model.visual_model.dense_pe()
+        self._batch = self.engines.batch
+        encode = checkpoint.tokenizer.encode
+        self._drafts = Drafts([encode(answer)[1:] for answer in KNOWN_ANSWERS])
 
     @torch.inference_mode()
     def segment(
@@ -169,9 +198,9 @@ class Segmenter:
             asked = [(q, after) for q, (_, after) in zip(questions, prompts, strict=True) if len(after) <= room]
             answers: list[list[Answer]] = []
             for tokens in visual if asked else []:
-                prefix = prefill(self.model, before, tokens.unsqueeze(0))
+                prefix = prefill(self.model, self.engines.language, before, tokens.unsqueeze(0))
                 work.prefixes += 1
-                answers.append(self._answers(prefix, [after for _, after in asked]))
+                answers.append(self._answers(prefix, [after for _, after in asked], work))
             plans = [self._plan(clip, question, [row[i] for row in answers]) for i, (question, _) in enumerate(asked)]
         return plans, failures
 
@@ -179,16 +208,27 @@ class Segmenter:
         features = []
         for start in range(0, len(frames), self._batch["clip"]):
             pixels = clip_pixels(frames[start : start + self._batch["clip"]], self.model.config.clip.image_size)
-            features.append(self.model.clip_features(pixels.to(self.device, self.dtype)))
+            features.append(self.engines.clip(pixels.to(self.device, self.dtype)))
             work.clip_frames += len(pixels)
         return self.model.visual_embeddings(torch.cat(features), self.layout)
 
-    def _answers(self, prefix: Prefix, suffixes: Sequence[Sequence[int]]) -> list[Answer]:
+    def _answers(self, prefix: Prefix, suffixes: Sequence[Sequence[int]], work: Work) -> list[Answer]:
         size = self.config.questions_per_batch
         answers: list[Answer] = []
         for start in range(0, len(suffixes), size):
-            batch = suffixes[start : start + size]
-            answers += answer_questions(self.model, prefix, batch, self.checkpoint.special, self.config.max_new_tokens)
+            made = answer_questions(
+                self.model,
+                self.engines.language,
+                prefix,
+                suffixes[start : start + size],
+                self.checkpoint.special,
+                self.config.max_new_tokens,
+                self._drafts,
+            )
+            answers += made.answers
+            work.llm_passes += made.passes
+            work.drafted_tokens += made.drafted
+            work.accepted_tokens += made.accepted
         return answers
 
     def _plan(self, clip: _Clip, question: Question, answers: Sequence[Answer]) -> _Plan:
@@ -236,21 +276,36 @@ class Segmenter:
         ]
         numbers = [clip.masked[i] for i in wanted]
         frames = iter([keep[n] for n in numbers]) if keep else clip.reader.frames(numbers)
-        positions = iter(wanted)
-        while batch := list(islice(positions, self._batch["sam_image_encoder"])):
-            with _timed(work, "decode"):
-                pixels = list(islice(frames, len(batch)))
-                work.decoded_frames += 0 if keep else len(pixels)
-            self._mask_batch(batch, pixels, plans, work)
-            progress(len(batch))
+        positions, count = iter(wanted), self._batch["sam_image_encoder"]
+        batches = self._batches(frames, count)
+        with ahead(batches, _READ_AHEAD) as read, ThreadPoolExecutor(1, thread_name_prefix="rle") as pool:
+            encoding: deque[tuple[int, _Plan, Future[Rle]]] = deque()
+            while batch := list(islice(positions, count)):
+                with _timed(work, "decode"):
+                    pixels = next(read)
+                    work.decoded_frames += 0 if keep else len(batch)
+                masks = self._mask_batch(batch, pixels, clip.reader.size, plans, work)
+                with _timed(work, "rle"):
+                    encoding.extend((i, plan, pool.submit(encode_rle, mask)) for i, plan, mask in masks)
+                    _collect(encoding, _RLE_BEHIND)
+                progress(len(batch))
+            with _timed(work, "rle"):
+                _collect(encoding, 0)
         progress(len(clip.masked) - len(wanted))
 
-    def _mask_batch(self, positions: list[int], frames: list[Frame], plans: list[_Plan], work: Work) -> None:
-        sam = self.model.visual_model
+    def _batches(self, frames: Iterator[Frame], count: int) -> Iterator[torch.Tensor]:
+        """Resize and normalise frames for the image encoder, some at a time."""
+        size = self.model.visual_model.sizes.image_size
+        while batch := list(islice(frames, count)):
+            yield sam_pixels(batch, size)
+
+    def _mask_batch(
+        self, positions: list[int], pixels: torch.Tensor, size: tuple[int, int], plans: list[_Plan], work: Work
+    ) -> Iterator[tuple[int, _Plan, NDArray[np.bool_]]]:
+        """Encode some frames once and decode every prompt that wants them; return masks by frame and plan."""
         with _timed(work, "sam_encoder"):
-            pixels = sam_pixels(frames, sam.sizes.image_size).to(self.device, self.dtype)
-            embeddings = sam.encode_images(pixels)
-            work.sam_frames += len(frames)
+            embeddings = self.engines.encode(pixels.to(self.device, self.dtype))
+            work.sam_frames += len(positions)
         pairs = [
             (row, plan, prompt)
             for row, i in enumerate(positions)
@@ -258,32 +313,29 @@ class Segmenter:
             if plan.wanted[i]
             for prompt in plan.prompts[plan.source[i]]
         ]
+        # Several [SEG] are several objects of one answer.
+        union: dict[tuple[int, int], tuple[int, _Plan, NDArray[np.bool_]]] = {}
+        bucket = max(1, min(self._batch["sam_mask_decoder"], _MOST_PIXELS // (size[0] * size[1])))
         with _timed(work, "sam_decoder"):
-            union: dict[tuple[int, int], NDArray[np.bool_]] = {}
-            size = self._batch["sam_mask_decoder"]
-            for start in range(0, len(pairs), size):
-                chunk = pairs[start : start + size]
-                low_res, iou = sam.decode_masks(
-                    embeddings[[row for row, _, _ in chunk]], torch.stack([p for _, _, p in chunk]), self._image_pe
+            for start in range(0, len(pairs), bucket):
+                chunk = pairs[start : start + bucket]
+                low_res, iou = self.engines.decode(
+                    embeddings[[row for row, _, _ in chunk]], torch.stack([prompt for _, _, prompt in chunk])
                 )
                 work.decoded_pairs += len(chunk)
-                for (row, plan, _), logits, score in zip(chunk, low_res, iou[:, 0].tolist(), strict=True):
-                    mask = self._full_size(logits, frames[row].shape[:2])
+                masks = self._full_size(low_res, size)
+                for (row, plan, _), mask, score in zip(chunk, masks, iou[:, 0].tolist(), strict=True):
                     key = (row, id(plan))
-                    # Several [SEG] are several objects of one answer.
-                    union[key] = union[key] | mask if key in union else mask
+                    union[key] = (positions[row], plan, union[key][2] | mask if key in union else mask)
                     plan.scores.append(score)
-        with _timed(work, "rle"):
-            for plan in plans:
-                for row, i in enumerate(positions):
-                    if (row, id(plan)) in union:
-                        plan.masks[i] = encode_rle(union[row, id(plan)])
+        return iter(union.values())
 
     def _full_size(self, logits: torch.Tensor, size: tuple[int, int]) -> NDArray[np.bool_]:
         image_size = self.model.visual_model.sizes.image_size
-        full = postprocess_masks(logits.unsqueeze(0), resized_size(size, image_size), size, image_size)
-        mask: NDArray[np.bool_] = (full[0] > 0).cpu().numpy()
-        return mask
+        masks: NDArray[np.bool_] = (
+            (postprocess_masks(logits, resized_size(size, image_size), size, image_size) > 0).cpu().numpy()
+        )
+        return masks
 
     def _result(self, task: VideoTask, clip: _Clip, plan: _Plan) -> ItemResult:
         target = any(len(prompts) for prompts in plan.prompts)
@@ -305,6 +357,13 @@ class Segmenter:
             span=plan.span if target else None,
             score=score,
         )
+
+
+def _collect(encoding: "deque[tuple[int, _Plan, Future[Rle]]]", leave: int) -> None:
+    """Take finished masks from the front until so many are left."""
+    while len(encoding) > leave:
+        i, plan, mask = encoding.popleft()
+        plan.masks[i] = mask.result()
 
 
 def _nearest(times: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.int64]:

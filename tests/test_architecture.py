@@ -17,7 +17,8 @@ FLOOR = {"errors", "text", "data", "resources", "logs", "devices", "files", "yam
 MASKS = FLOOR | {"masks"}
 MODEL = FLOOR | {"model"}
 CHECKPOINTS = MODEL | {"checkpoints"}
-SEGMENTER = CHECKPOINTS | {"backends", "masks", "video"}
+ENGINES = CHECKPOINTS | {"backends", "components", "engines", "agreement", "synth"}
+SEGMENTER = ENGINES | {"masks", "video", "overlap"}
 RUN = FLOOR | {"ledger", "items", "progress", "masks", "executors", "kept_manifest"}
 ALLOWED = {
     "": FLOOR,
@@ -37,6 +38,11 @@ ALLOWED = {
     "video": FLOOR,
     "masks": MASKS,
     "model": MODEL,
+    "components": MODEL | {"backends"},
+    "bench": SEGMENTER | {"segmenter", "executors", "bench"},
+    "overlap": set(),
+    "agreement": ENGINES,
+    "engines": ENGINES,
     "checkpoints": CHECKPOINTS,
     "backends": FLOOR | {"backends"},
     "segmenter": SEGMENTER,
@@ -59,8 +65,8 @@ ALLOWED = {
     "doctor": CHECKPOINTS,
     "cli": CHECKPOINTS
     | RUN
-    | {"cli", "run", "status", "verify", "doctor", "manifest", "datasets", "evaluate"}
-    | {"render", "report", "synth", "train"},
+    | {"cli", "run", "status", "verify", "doctor", "manifest", "datasets", "evaluate", "backends", "engines"}
+    | {"render", "report", "synth", "train", "bench"},
     "share": set(),
 }
 HEAVY = {"torch", "torchvision", "transformers", "segment_anything"}

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from gmcli.backends.recipe import COMPONENTS, load_recipe
-from gmcli.config import FREE, RunConfig, load_config
+from gmcli.config import BACKENDS, FREE, RunConfig, load_config
 from gmcli.errors import ConfigError, EngineError
 from gmcli.resources import share_dir
 
@@ -74,15 +74,18 @@ def test_what_decides_the_masks_is_separate_from_what_does_not():
 def test_every_component_has_a_recipe():
     for component in COMPONENTS:
         recipe = load_recipe(component)
-        assert recipe.backend == "eager"
+        assert recipe.backends == BACKENDS
         assert set(recipe.batch) == {"cpu", "cuda"}
+        assert recipe.tolerance == {"full": 0.999, "reduced": 0.99}
 
 
 def test_wrong_recipes_are_named_with_their_line(tmp_path):
-    (tmp_path / "clip.yaml").write_text("component: clip\nbackend: magic\nbatch: {cpu: 0, cuda: 1}\n")
+    (tmp_path / "clip.yaml").write_text(
+        "component: clip\nbackends: [magic]\nbatch: {cpu: 0, cuda: 1}\ntolerance: {full: 2, reduced: 0.5}\n"
+    )
     with pytest.raises(EngineError) as caught:
         load_recipe("clip", tmp_path)
-    assert [line.split(":")[1] for line in caught.value.message.splitlines()] == ["2", "3"]
+    assert [line.split(":")[1] for line in caught.value.message.splitlines()] == ["2", "3", "4"]
     (tmp_path / "clip.yaml").write_text("component: clip\n")
-    with pytest.raises(EngineError, match="missing: backend, batch"):
+    with pytest.raises(EngineError, match="missing: batch, backends, tolerance"):
         load_recipe("clip", tmp_path)

@@ -10,7 +10,7 @@ from gmcli.config import RunConfig
 from gmcli.data import Question, TemporalSpan, VideoTask
 from gmcli.errors import ConfigError, VideoError
 from gmcli.masks.rle import area, decode_rle
-from gmcli.model.generate import Answer
+from gmcli.model.generate import Answer, Generated
 from gmcli.model.preprocess import clip_pixels, resized_size, sam_pixels
 from gmcli.model.prompt import build_prompt, tokenize_prompt
 from gmcli.model.sam import postprocess_masks
@@ -42,7 +42,7 @@ def say(monkeypatch, small):
             Answer((5, 6), torch.randn(seg, 64, generator=generator), torch.randn(loc, 64, generator=generator), True)
             for seg, loc in counts
         ]
-        monkeypatch.setattr(module, "answer_questions", lambda model, prefix, suffixes, special, limit: answers)
+        monkeypatch.setattr(module, "answer_questions", lambda *_: Generated(tuple(answers), 1, 0, 0))
         return answers
 
     return choose

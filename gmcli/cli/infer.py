@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gmcli.config import ATTENTIONS, DTYPES, READERS, VISUAL_TOKENS, RunConfig, load_config
+from gmcli.config import ATTENTIONS, BACKENDS, DTYPES, READERS, VISUAL_TOKENS, RunConfig, load_config
 from gmcli.errors import EXIT_ITEMS_FAILED, EXIT_OK, EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 @click.option("--gpus", metavar="LIST", help='One worker a GPU: "0,1"; or cpu.  [default: all GPUs, else cpu]')
 @click.option("--workers", type=int, metavar="N", help="That many worker processes on the CPU.  [default: 1]")
 @click.option("--attention", type=click.Choice(ATTENTIONS), help="[default: auto: flash-attn if it can, else sdpa]")
+@click.option("--backend", type=click.Choice(BACKENDS), help="What compiles the networks.  [default: eager: nothing]")
 @click.option("--stall-timeout-s", type=int, metavar="S", help="Replace a worker silent for so long.  [default: 1800]")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N videos.")
 @click.option("--retry-failed", is_flag=True, help="Also answer questions that failed before.")

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gmcli.data import ItemResult
 from gmcli.errors import GmcliError, ItemError
@@ -55,7 +55,7 @@ def _serve(connection: Connection, number: int, setup: WorkerSetup) -> None:
     except GmcliError as error:
         connection.send(Failed(error))
         return
-    connection.send(Ready(number, _facts(setup.device)))
+    connection.send(Ready(number, _facts(setup.device) | {"components": dict(segmenter.engines.used)}))
     while True:
         job: Job = connection.recv()
         log.info("video %s: %d questions", job.task.id, len(job.pending))
@@ -78,6 +78,9 @@ def _serve(connection: Connection, number: int, setup: WorkerSetup) -> None:
                 "decoded_frames": work.decoded_frames,
                 "clip_frames": work.clip_frames,
                 "llm_prefixes": work.prefixes,
+                "llm_passes": work.llm_passes,
+                "drafted_tokens": work.drafted_tokens,
+                "accepted_tokens": work.accepted_tokens,
                 "sam_frames": work.sam_frames,
                 "decoded_pairs": work.decoded_pairs,
             }
@@ -89,6 +92,7 @@ def _build(setup: WorkerSetup) -> "Segmenter":
     import torch  # here, so that a worker that cannot have it can still say so
 
     from gmcli.checkpoints.load import load_checkpoint
+    from gmcli.engines import prepare_engines
     from gmcli.errors import EnvironmentProblem
     from gmcli.segmenter import Segmenter
 
@@ -101,10 +105,11 @@ def _build(setup: WorkerSetup) -> "Segmenter":
         raise EnvironmentProblem(f"{torch.cuda.get_device_name()} has no bf16", "Use --dtype fp16 or fp32.")
     torch.set_num_threads(setup.threads)
     checkpoint = load_checkpoint(setup.files, device=setup.device, dtype=setup.dtype, attention=setup.config.attention)
-    return Segmenter(checkpoint, setup.config, setup.device)
+    engines = prepare_engines(checkpoint, setup.config.backend, questions=setup.config.questions_per_batch)
+    return Segmenter(checkpoint, setup.config, setup.device, engines)
 
 
-def _facts(device: str) -> dict[str, str]:
+def _facts(device: str) -> dict[str, Any]:
     import torch
 
     name = torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads"

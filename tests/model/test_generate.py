@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gmcli.model.generate import answer_questions, embed, prefill
+from gmcli.model.generate import EagerLanguage, answer_questions, embed, prefill
 from gmcli.model.mora import Mora
 from gmcli.model.preprocess import clip_pixels, resized_size, sam_pixels
 from gmcli.model.prompt import build_prompt, tokenize_prompt
@@ -17,10 +17,17 @@ def visual(checkpoint, frame) -> torch.Tensor:
     return checkpoint.model.visual_embeddings(features, "frame")
 
 
+def generate(checkpoint, frame, *questions, limit=64, drafts=None, language=None):
+    model = checkpoint.model
+    language = language or EagerLanguage(model.language_model)
+    prompts = [tokenize_prompt(build_prompt(q, model.config), checkpoint.tokenizer) for q in questions]
+    prefix = prefill(model, language, prompts[0][0], visual(checkpoint, frame))
+    suffixes = [after for _, after in prompts]
+    return answer_questions(model, language, prefix, suffixes, checkpoint.special, limit, drafts)
+
+
 def ask(checkpoint, frame, *questions, limit=64):
-    prompts = [tokenize_prompt(build_prompt(q, checkpoint.model.config), checkpoint.tokenizer) for q in questions]
-    prefix = prefill(checkpoint.model, prompts[0][0], visual(checkpoint, frame))
-    return answer_questions(checkpoint.model, prefix, [after for _, after in prompts], checkpoint.special, limit)
+    return generate(checkpoint, frame, *questions, limit=limit).answers
 
 
 def test_teacher_forced_forward_equals_the_originals(checkpoint, golden, facts):
@@ -76,7 +83,7 @@ def test_states_of_a_cached_run_equal_the_originals_uncached_ones(checkpoint, go
     fact = facts["evaluate"][i]
     model = checkpoint.model
     before, after = tokenize_prompt(build_prompt(fact["question"], model.config), checkpoint.tokenizer)
-    prefix = prefill(model, before, visual(checkpoint, golden_frames[i]))
+    prefix = prefill(model, EagerLanguage(model.language_model), before, visual(checkpoint, golden_frames[i]))
     states = [model.language_model.model(input_ids=torch.tensor([after]), cache=prefix.cache).last_hidden_state]
     for token in fact["new_ids"][:-1]:
         step = model.language_model.model(input_ids=torch.tensor([[token]]), cache=prefix.cache)
@@ -117,10 +124,12 @@ def test_the_prefix_is_not_changed_by_an_answer(checkpoint, golden_frames, facts
         tokenize_prompt(build_prompt(f["question"], checkpoint.model.config), checkpoint.tokenizer)
         for f in facts["evaluate"]
     ]
-    prefix = prefill(checkpoint.model, prompts[0][0], visual(checkpoint, golden_frames[0]))
-    first = answer_questions(checkpoint.model, prefix, [prompts[0][1]], checkpoint.special, 64)
-    again = answer_questions(checkpoint.model, prefix, [prompts[0][1]], checkpoint.special, 64)
+    model, language = checkpoint.model, EagerLanguage(checkpoint.model.language_model)
+    prefix = prefill(model, language, prompts[0][0], visual(checkpoint, golden_frames[0]))
+    first = answer_questions(model, language, prefix, [prompts[0][1]], checkpoint.special, 64).answers
+    again = answer_questions(model, language, prefix, [prompts[0][1]], checkpoint.special, 64).answers
     assert first[0].ids == again[0].ids
+    assert torch.equal(first[0].seg_hidden, again[0].seg_hidden)
     assert prefix.cache.get_seq_length() == prefix.length
 
 
@@ -139,6 +148,7 @@ def test_bf16_gives_the_same_ids(golden_frames, facts):
     features = reduced.model.clip_features(clip_pixels([golden_frames[0]]).bfloat16())
     fact = facts["evaluate"][0]
     before, after = tokenize_prompt(build_prompt(fact["question"], reduced.model.config), reduced.tokenizer)
-    prefix = prefill(reduced.model, before, reduced.model.visual_embeddings(features, "frame"))
-    (answer,) = answer_questions(reduced.model, prefix, [after], reduced.special, 64)
+    language = EagerLanguage(reduced.model.language_model)
+    prefix = prefill(reduced.model, language, before, reduced.model.visual_embeddings(features, "frame"))
+    (answer,) = answer_questions(reduced.model, language, prefix, [after], reduced.special, 64).answers
     assert list(answer.ids) == fact["new_ids"]

@@ -1,0 +1,200 @@
+"""Prepare the model's parts to run: as they are, or compiled by a backend, verified and stored."""
+
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gmcli.agreement import mask_agreement, sample_masks
+from gmcli.backends.choose import choose_backend
+from gmcli.backends.component import Backend, Component, Run
+from gmcli.backends.recipe import COMPONENTS, EngineRecipe, load_recipe
+from gmcli.backends.store import EngineKey, Store
+from gmcli.checkpoints.load import Checkpoint
+from gmcli.components import ClipTower, PairDecoder, components
+from gmcli.errors import EngineError
+from gmcli.model.generate import EagerLanguage, Language, TensorLanguage
+from gmcli.model.linear import choose_linear, use_linear
+from gmcli.model.mora import Mora
+from gmcli.model.sam_encoder import AttentionKind, encode
+
+log = logging.getLogger("gmcli.engines")
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """Hold the parts of a model as they are to run.
+
+    `model` is for what stays uncompiled: embeddings, heads, prompts. `clip`, `encode` and `decode` take and give tensors as
+    ClipTower, ImageEncoder and PairDecoder do. `batch` is the largest batch of a call by component; `used` says by
+    component what it runs on: "eager", a backend's name, or a stored engine's.
+    """
+
+    model: Mora
+    clip: Run
+    encode: Run
+    decode: Run
+    language: Language
+    batch: Mapping[str, int]
+    used: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(COMPONENTS, "eager"))
+
+
+def eager_engines(model: Mora) -> Engines:
+    """Return the model's parts uncompiled, in the fastest way that torch has for the device.
+
+    The model stays as it is: a copy of its modules shares all tensors with it.
+    """
+    parameter = next(model.language_model.parameters())
+    device, linear = parameter.device, choose_linear(parameter.device, parameter.dtype)
+    own = shared_copy(model)
+    use_linear(own, linear)
+    attention = attention_for(device)
+    return Engines(
+        model=own,
+        clip=ClipTower(own),
+        encode=partial(encode, own.visual_model.image_encoder, attention=attention, linear=linear),
+        decode=PairDecoder(own.visual_model),
+        language=EagerLanguage(own.language_model),
+        batch={name: load_recipe(name).batch[device.type] for name in COMPONENTS},
+    )
+
+
+def attention_for(device: torch.device) -> AttentionKind:
+    """Choose how the uncompiled image encoder attends: in rows that fit a CPU's cache; without a bias matrix on a GPU."""
+    return "rows" if device.type == "cpu" else "folded"
+
+
+def shared_copy(model: Mora) -> Mora:
+    """Copy a model's modules and share all its tensors, so that modules can be replaced in one of the two."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def prepare_engines(
+    checkpoint: Checkpoint,
+    backend: str,
+    *,
+    questions: int,
+    store: Store | None = None,
+    only: tuple[str, ...] = COMPONENTS,
+) -> Engines:
+    """Return the model's parts on a backend; build, verify and store what is missing.
+
+    questions: the most questions in one batch of the language model. only: the components to compile; the others stay
+    uncompiled. One process builds, others wait for it. Raises EngineError where a component cannot be built or does
+    not do what the uncompiled one does; EnvironmentProblem where the backend's library or device is missing.
+    """
+    eager = eager_engines(checkpoint.model)
+    if backend == "eager":
+        return eager
+    chosen = choose_backend(backend)
+    recipes = {name: load_recipe(name) for name in COMPONENTS}
+    pieces = components(checkpoint.model, eager.batch, questions=questions)
+    store = store or Store()
+    engines = eager
+    for name in COMPONENTS:
+        if name not in only or backend not in recipes[name].backends:
+            continue
+        run, label = _prepare(checkpoint, eager, pieces[name], recipes[name], backend, chosen, store)
+        engines = with_component(engines, name, run, label)
+    log.info("components: %s", ", ".join(f"{name} {label}" for name, label in engines.used.items()))
+    return engines
+
+
+def with_component(engines: Engines, name: str, run: Run, label: str) -> Engines:
+    """Replace one component by something that runs in its place."""
+    parts: dict[str, Any] = {
+        item: getattr(engines, item) for item in ("model", "clip", "encode", "decode", "language", "batch")
+    }
+    match name:
+        case "clip":
+            parts["clip"] = run
+        case "sam_image_encoder":
+            parts["encode"] = run
+        case "sam_mask_decoder":
+            parts["decode"] = run
+        case "llm":
+            parts["language"] = TensorLanguage(run, engines.model.language_model)
+    return Engines(**parts, used={**engines.used, name: label})
+
+
+def _prepare(
+    checkpoint: Checkpoint,
+    eager: Engines,
+    component: Component,
+    recipe: EngineRecipe,
+    name: str,
+    backend: Backend,
+    store: Store,
+) -> tuple[Run, str]:
+    versions = backend.versions(component.device)
+    if not backend.STORES:
+        return backend.load(component, None), name
+    key = engine_key(component, recipe, name, versions)
+
+    def build(folder: Path) -> dict[str, Any]:
+        log.info("building %s with %s", component.name, name)
+        backend.build(component, folder)
+        return verify_component(checkpoint, eager, component, recipe, backend.load(component, folder))
+
+    with store.using(key):
+        engine = store.get_or_build(key, build)
+        return backend.load(component, engine.path), engine.name
+
+
+def verify_component(
+    checkpoint: Checkpoint, eager: Engines, component: Component, recipe: EngineRecipe, run: Run
+) -> dict[str, Any]:
+    """Compare the masks of a compiled component with those of the uncompiled one, on frames of a drawn clip.
+
+    Returns what was found, for the engine's record. Raises EngineError where the IoU is below the recipe's tolerance.
+    """
+    want = sample_masks(checkpoint, eager)
+    got = sample_masks(checkpoint, with_component(eager, component.name, run, "candidate"))
+    agreement = mask_agreement(want, got)
+    full = component.example[0].dtype == torch.float32
+    least = recipe.tolerance["full" if full else "reduced"]
+    facts = {"mask_iou": agreement.iou, "least_mask_iou": agreement.least, "tolerance": least, "masks": agreement.count}
+    log.info(
+        "%s: mask IoU %.6f against the uncompiled one (lowest %.6f)", component.name, agreement.iou, agreement.least
+    )
+    if not agreement.iou >= least:
+        raise EngineError(
+            f"the compiled {component.name} draws other masks: IoU {agreement.iou:.5f}, its recipe asks for {least}",
+            "It is not stored. Use another backend or dtype.",
+        )
+    return facts
+
+
+def engine_key(component: Component, recipe: EngineRecipe, backend: str, versions: Mapping[str, str]) -> EngineKey:
+    """Say by what a built component is found again: weights, recipe, shapes, dtype, libraries, hardware."""
+    return EngineKey(
+        component=component.name,
+        backend=backend,
+        weights_sha256=weights_sha256(component.module),
+        recipe_sha256=hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True, default=dict).encode()).hexdigest(),
+        shapes=[
+            {"shape": list(tensor.shape), "axes": {str(i): [a.least, a.most, a.usual] for i, a in axes.items()}}
+            for tensor, axes in zip(component.example, component.axes, strict=True)
+        ],
+        settings={"dtype": str(component.example[0].dtype).removeprefix("torch."), "device": component.device.type},
+        versions=dict(versions),
+    )
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Hash a module's tensors with their names, shapes and types."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted((*module.named_parameters(), *module.named_buffers())):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        if tensor.numel():
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

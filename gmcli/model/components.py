@@ -1,0 +1,3 @@
+"""Stands in until everybody has followed the components to gmcli.components."""
+
+from gmcli.components import *  # noqa: F403
