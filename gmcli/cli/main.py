@@ -6,10 +6,12 @@ from typing import Any
 import click
 
 from gmcli import __version__
+from gmcli.cli.bench import bench
 from gmcli.cli.convert import convert
 from gmcli.cli.doctor import doctor
 from gmcli.cli.engines import engines
 from gmcli.cli.evaluate import evaluate
+from gmcli.cli.export import export
 from gmcli.cli.infer import infer
 from gmcli.cli.manifest import manifest
 from gmcli.cli.render import render
@@ -56,7 +58,7 @@ def cli() -> None:
     """
 
 
-for command in (infer, status, verify, manifest, evaluate, render, convert, report, doctor, engines, synth, train):
+for command in (infer, status, verify, manifest, evaluate, render, convert, report, bench, doctor, export, engines, synth, train):
     cli.add_command(command)
 
 
