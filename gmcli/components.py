@@ -8,7 +8,7 @@ from torch import nn
 from gmcli.backends.component import Axis, Component
 from gmcli.model.language import LanguageStep
 from gmcli.model.mora import Mora
-from gmcli.model.sam import Sam
+from gmcli.model.sam import Sam, decode_pairs
 from gmcli.model.sam_encoder import AttentionKind, ImageEncoder
 
 
@@ -35,12 +35,13 @@ class PairDecoder(nn.Module):
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
-        self.sam = sam
+        self.decoder = sam.mask_decoder
+        self.no_mask = sam.prompt_encoder.no_mask_embed
         self.register_buffer("image_pe", sam.dense_pe(), persistent=False)
 
     def forward(self, image_embeddings: torch.Tensor, prompts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode pairs. image_embeddings: [B,C,h,w]. prompts: [B,C]. Returns low_res_logits [B,1,4h,4w], iou [B,1]."""
-        return self.sam.decode_masks(image_embeddings, prompts, self.image_pe)
+        return decode_pairs(self.decoder, self.no_mask.weight, image_embeddings, prompts, self.image_pe)
 
 
 def components(

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,10 @@ from torch import nn
 
 from gmcli.agreement import mask_agreement, sample_masks
 from gmcli.backends.choose import choose_backend
-from gmcli.backends.component import Backend, Component, Run
+from gmcli.backends.component import Component, Run
+from gmcli.backends.engine_folder import Engine, EngineKey
 from gmcli.backends.recipe import COMPONENTS, EngineRecipe, load_recipe
-from gmcli.backends.store import EngineKey, Store
+from gmcli.backends.store import Store
 from gmcli.checkpoints.load import Checkpoint
 from gmcli.components import ClipTower, PairDecoder, components
 from gmcli.errors import EngineError
@@ -78,35 +79,64 @@ def shared_copy(model: Mora) -> Mora:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
-def prepare_engines(
-    checkpoint: Checkpoint,
-    backend: str,
-    *,
-    questions: int,
-    store: Store | None = None,
-    only: tuple[str, ...] = COMPONENTS,
-) -> Engines:
+def prepare_engines(checkpoint: Checkpoint, backend: str, *, questions: int, store: Store | None = None) -> Engines:
     """Return the model's parts on a backend; build, verify and store what is missing.
 
-    questions: the most questions in one batch of the language model. only: the components to compile; the others stay
-    uncompiled. One process builds, others wait for it. Raises EngineError where a component cannot be built or does
-    not do what the uncompiled one does; EnvironmentProblem where the backend's library or device is missing.
+    questions: the most questions in one batch of the language model. A component whose recipe leaves the backend out
+    stays uncompiled. One process builds, others wait for it. Raises EngineError where a component cannot be built or
+    does not do what the uncompiled one does; EnvironmentProblem where the backend's library or device is missing.
     """
-    eager = eager_engines(checkpoint.model)
+    engines = eager_engines(checkpoint.model)
     if backend == "eager":
-        return eager
-    chosen = choose_backend(backend)
-    recipes = {name: load_recipe(name) for name in COMPONENTS}
-    pieces = components(checkpoint.model, eager.batch, questions=questions)
-    store = store or Store()
-    engines = eager
-    for name in COMPONENTS:
-        if name not in only or backend not in recipes[name].backends:
-            continue
-        run, label = _prepare(checkpoint, eager, pieces[name], recipes[name], backend, chosen, store)
-        engines = with_component(engines, name, run, label)
+        return engines
+    library, store = choose_backend(backend), store or Store()
+    for plan in plan_engines(checkpoint, backend, questions=questions):
+        if library.STORES:
+            with store.using(plan.key):
+                engine = ensure_engine(checkpoint, plan, store)
+                run, label = library.load(plan.component, engine.path), engine.name
+        else:
+            run, label = library.load(plan.component, None), backend
+        engines = with_component(engines, plan.component.name, run, label)
     log.info("components: %s", ", ".join(f"{name} {label}" for name, label in engines.used.items()))
     return engines
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """Hold one component that a backend is to compile, its recipe, and the key by which the result is found again."""
+
+    backend: str
+    component: Component
+    recipe: EngineRecipe
+    key: EngineKey
+
+
+def plan_engines(
+    checkpoint: Checkpoint, backend: str, *, questions: int, only: Sequence[str] = COMPONENTS
+) -> list[Planned]:
+    """Return what a backend compiles of a checkpoint, by its recipes. Raises EnvironmentProblem as its `versions`."""
+    recipes = [load_recipe(name) for name in COMPONENTS]
+    parameter = next(checkpoint.model.language_model.parameters())
+    batch = {recipe.component: recipe.batch[parameter.device.type] for recipe in recipes}
+    pieces = components(checkpoint.model, batch, questions=questions)
+    versions = choose_backend(backend).versions(parameter.device)
+    chosen = [r for r in recipes if r.component in only and backend in r.backends]
+    return [
+        Planned(backend, pieces[r.component], r, engine_key(pieces[r.component], r, backend, versions)) for r in chosen
+    ]
+
+
+def ensure_engine(checkpoint: Checkpoint, plan: Planned, store: Store) -> Engine:
+    """Return a stored engine; build and verify it first where there is none."""
+    backend, component = choose_backend(plan.backend), plan.component
+
+    def build(folder: Path) -> dict[str, Any]:
+        log.info("building %s with %s", component.name, plan.backend)
+        backend.build(component, folder)
+        return verify_component(checkpoint, component, plan.recipe, backend.load(component, folder))
+
+    return store.get_or_build(plan.key, build)
 
 
 def with_component(engines: Engines, name: str, run: Run, label: str) -> Engines:
@@ -126,37 +156,12 @@ def with_component(engines: Engines, name: str, run: Run, label: str) -> Engines
     return Engines(**parts, used={**engines.used, name: label})
 
 
-def _prepare(
-    checkpoint: Checkpoint,
-    eager: Engines,
-    component: Component,
-    recipe: EngineRecipe,
-    name: str,
-    backend: Backend,
-    store: Store,
-) -> tuple[Run, str]:
-    versions = backend.versions(component.device)
-    if not backend.STORES:
-        return backend.load(component, None), name
-    key = engine_key(component, recipe, name, versions)
-
-    def build(folder: Path) -> dict[str, Any]:
-        log.info("building %s with %s", component.name, name)
-        backend.build(component, folder)
-        return verify_component(checkpoint, eager, component, recipe, backend.load(component, folder))
-
-    with store.using(key):
-        engine = store.get_or_build(key, build)
-        return backend.load(component, engine.path), engine.name
-
-
-def verify_component(
-    checkpoint: Checkpoint, eager: Engines, component: Component, recipe: EngineRecipe, run: Run
-) -> dict[str, Any]:
+def verify_component(checkpoint: Checkpoint, component: Component, recipe: EngineRecipe, run: Run) -> dict[str, Any]:
     """Compare the masks of a compiled component with those of the uncompiled one, on frames of a drawn clip.
 
     Returns what was found, for the engine's record. Raises EngineError where the IoU is below the recipe's tolerance.
     """
+    eager = eager_engines(checkpoint.model)
     want = sample_masks(checkpoint, eager)
     got = sample_masks(checkpoint, with_component(eager, component.name, run, "candidate"))
     agreement = mask_agreement(want, got)

@@ -66,6 +66,7 @@ def infer(
 
     Run the same command again after a crash: only what is missing is done.
     """
+    from gmcli.backends.choose import check_backend
     from gmcli.checkpoints.locate import fingerprint, locate_checkpoint
     from gmcli.ledger import Identity, Ledger
     from gmcli.logs import set_up_logging
@@ -77,6 +78,7 @@ def infer(
     files = locate_checkpoint(config.checkpoint, revision=config.revision, vision_tower=config.vision_tower)
     gpus = _devices(config)
     dtype = config.dtype if config.dtype != "auto" else ("fp32" if gpus is None else "bf16")
+    check_backend(config.backend, "cpu" if gpus is None else "cuda", dtype)
     identity = Identity(
         settings=config.to_json() | {"dtype": dtype},
         decisive=config.decisive() | {"dtype": dtype},

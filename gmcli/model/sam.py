@@ -65,27 +65,38 @@ class Sam(nn.Module):
     def decode_masks(
         self, image_embeddings: torch.Tensor, prompts: torch.Tensor, image_pe: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decode B pairs of one frame and one prompt: the boundary that backends compile, tensors only and no branches.
+        """Decode B pairs of one frame and one prompt; see decode_pairs."""
+        no_mask = self.prompt_encoder.no_mask_embed.weight
+        return decode_pairs(self.mask_decoder, no_mask, image_embeddings, prompts, image_pe)
 
-        image_embeddings: [B,C,h,w]. prompts: [B,C], one sparse token each. image_pe: [1,C,h,w].
-        Returns low_res_logits [B,1,4h,4w] of mask token 0 and iou_predictions [B,1].
 
-        segment-anything's own forward pairs every prompt with one image and computes all four masks; this pairs them
-        row by row and computes the one that is used.
-        Source: segment_anything/modeling/mask_decoder.py, predict_masks.
-        """
-        decoder = self.mask_decoder
-        batch, channels, h, w = image_embeddings.shape
-        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-        tokens = torch.cat([output_tokens.expand(batch, -1, -1), prompts.unsqueeze(1)], dim=1)
-        dense = self.prompt_encoder.no_mask_embed.weight.to(image_embeddings.dtype).view(1, channels, 1, 1)
-        position = image_pe.to(image_embeddings.dtype).expand(batch, -1, -1, -1)
-        states, source = decoder.transformer(image_embeddings + dense, position, tokens)
-        upscaled = decoder.output_upscaling(source.transpose(1, 2).reshape(batch, channels, h, w))
-        hyper = decoder.output_hypernetworks_mlps[0](states[:, 1])
-        masks = torch.einsum("bc,bchw->bhw", hyper, upscaled).unsqueeze(1)
-        iou: torch.Tensor = decoder.iou_prediction_head(states[:, 0])[:, :1]
-        return masks, iou
+def decode_pairs(
+    decoder: MaskDecoder,
+    no_mask: torch.Tensor,
+    image_embeddings: torch.Tensor,
+    prompts: torch.Tensor,
+    image_pe: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Decode B pairs of one frame and one prompt: the boundary that backends compile, tensors only and no branches.
+
+    no_mask: [1,C], the embedding that stands for "no mask given". image_embeddings: [B,C,h,w]. prompts: [B,C], one sparse
+    token each. image_pe: [1,C,h,w]. Returns low_res_logits [B,1,4h,4w] of mask token 0 and iou_predictions [B,1].
+
+    segment-anything's own forward pairs every prompt with one image and computes all four masks; this pairs them
+    row by row and computes the one that is used.
+    Source: segment_anything/modeling/mask_decoder.py, predict_masks.
+    """
+    batch, channels, h, w = image_embeddings.shape
+    output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    tokens = torch.cat([output_tokens.expand(batch, -1, -1), prompts.unsqueeze(1)], dim=1)
+    dense = no_mask.to(image_embeddings.dtype).view(1, channels, 1, 1)
+    position = image_pe.to(image_embeddings.dtype).expand(batch, -1, -1, -1)
+    states, source = decoder.transformer(image_embeddings + dense, position, tokens)
+    upscaled = decoder.output_upscaling(source.transpose(1, 2).reshape(batch, channels, h, w))
+    hyper = decoder.output_hypernetworks_mlps[0](states[:, 1])
+    masks = torch.einsum("bc,bchw->bhw", hyper, upscaled).unsqueeze(1)
+    iou: torch.Tensor = decoder.iou_prediction_head(states[:, 0])[:, :1]
+    return masks, iou
 
 
 def postprocess_masks(

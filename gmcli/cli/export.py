@@ -1,0 +1,156 @@
+"""gmcli export and gmcli export-trt: compile a checkpoint's networks ahead of a run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gmcli.config import DTYPES
+from gmcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from gmcli.checkpoints.load import Checkpoint
+    from gmcli.engines import Planned
+
+# Those whose result can be stored; inductor compiles when a run begins.
+_STORING = ("aot_inductor", "openvino", "tensorrt")
+_NAMES = ("clip", "sam_image_encoder", "sam_mask_decoder", "llm")
+
+
+def _options(function: "Callable[..., None]") -> "Callable[..., None]":
+    for option in reversed(
+        [
+            click.option(
+                "--checkpoint",
+                metavar="REF",
+                default="mora-tiny",
+                show_default=True,
+                help="Folder, hub name, or what ships.",
+            ),
+            click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub name."),
+            click.option(
+                "--vision-tower", metavar="REF", help="Folder or hub name of CLIP, for an original checkpoint."
+            ),
+            click.option(
+                "--component",
+                "names",
+                multiple=True,
+                type=click.Choice(_NAMES),
+                help="Only this one; may be repeated.  [default: all that the recipes name]",
+            ),
+            click.option(
+                "--dtype",
+                type=click.Choice(DTYPES),
+                default="auto",
+                help="[default: auto: fp32 on a CPU, bf16 on a GPU]",
+            ),
+            click.option(
+                "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="[default: auto]"
+            ),
+            click.option(
+                "--questions",
+                type=click.IntRange(min=1),
+                default=16,
+                show_default=True,
+                help="Most questions of a video in one batch: a run's questions_per_batch.",
+            ),
+        ]
+    ):
+        function = option(function)
+    return function
+
+
+@click.command()
+@click.option("--backend", type=click.Choice(_STORING), required=True, help="What to compile with.")
+@_options
+def export(
+    backend: str,
+    checkpoint: str,
+    revision: str | None,
+    vision_tower: str | None,
+    names: "Sequence[str]",
+    dtype: str,
+    device: str,
+    questions: int,
+) -> None:
+    """Compile a checkpoint's networks with a backend, compare their masks with the uncompiled ones', and store them.
+
+    What is stored already is checked and left alone. `gmcli infer --backend` finds the engines, and builds what is missing.
+    """
+    from gmcli.backends.choose import check_backend
+
+    device, dtype = _where(device, dtype)
+    check_backend(backend, device, dtype)
+    loaded = _load(checkpoint, revision, vision_tower, device, dtype)
+    _export(loaded, _plan(loaded, backend, names, questions))
+
+
+def _where(device: str, dtype: str) -> tuple[str, str]:
+    from gmcli.devices import gpu_count
+
+    if device == "auto":
+        device = "cuda" if gpu_count() else "cpu"
+    if device == "cuda" and not gpu_count():
+        raise UsageError("no GPU is here", "Use --device cpu, or run `gmcli doctor`.")
+    return device, dtype if dtype != "auto" else ("fp32" if device == "cpu" else "bf16")
+
+
+def _load(ref: str, revision: str | None, vision_tower: str | None, device: str, dtype: str) -> "Checkpoint":
+    from gmcli.checkpoints.load import load_checkpoint
+    from gmcli.checkpoints.locate import locate_checkpoint
+    from gmcli.logs import set_up_logging
+
+    set_up_logging("text")
+    files = locate_checkpoint(ref, revision=revision, vision_tower=vision_tower)
+    return load_checkpoint(files, device=device, dtype=dtype)
+
+
+def _plan(checkpoint: "Checkpoint", backend: str, names: "Sequence[str]", questions: int) -> "list[Planned]":
+    from gmcli.engines import plan_engines
+
+    return plan_engines(checkpoint, backend, questions=questions, only=names or _NAMES)
+
+
+def _export(checkpoint: "Checkpoint", plans: "Sequence[Planned]") -> None:
+    import time
+
+    from gmcli.backends.store import Store
+    from gmcli.engines import ensure_engine
+
+    store = Store()
+    for plan in plans:
+        start = time.monotonic()
+        found = store.find(plan.key) is not None
+        engine = ensure_engine(checkpoint, plan, store)
+        how = "was there" if found else f"built in {time.monotonic() - start:.1f} s"
+        click.echo(
+            f"{plan.component.name:<18} {how}, mask IoU {engine.facts['mask_iou']:.6f}, "
+            f"{engine.size_bytes / 1e6:.1f} MB, {engine.name}"
+        )
+    click.echo(f"stored in {store.root}")
+
+
+@click.command("export-trt")
+@_options
+@click.option("--dry-run", is_flag=True, help="Only say which operators TensorRT can take; needs no GPU.")
+@click.option(
+    "--ahead",
+    metavar="CC",
+    help="Build a TensorRT-RTX plan of the mask decoder for a GPU of this compute capability, such as 8.9; needs no GPU.",
+)
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="Folder for the plan of --ahead.")
+def export_trt(
+    checkpoint: str,
+    revision: str | None,
+    vision_tower: str | None,
+    names: "Sequence[str]",
+    dtype: str,
+    device: str,
+    questions: int,
+    dry_run: bool,
+    ahead: str | None,
+    output: Path | None,
+) -> None:
+    """Compile a checkpoint's networks with TensorRT, compare their masks with the uncompiled ones', and store them."""
