@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ from gmcli import segmenter as module
 from gmcli.checkpoints.load import load_checkpoint
 from gmcli.config import RunConfig
 from gmcli.data import Question, TemporalSpan, VideoTask
+from gmcli.engines import eager_engines
 from gmcli.errors import ConfigError, VideoError
 from gmcli.masks.rle import area, decode_rle
-from gmcli.model.generate import Answer, Generated
+from gmcli.model.generate import Answer, EagerLanguage, Generated
 from gmcli.model.preprocess import clip_pixels, resized_size, sam_pixels
 from gmcli.model.prompt import build_prompt, tokenize_prompt
 from gmcli.model.sam import postprocess_masks
@@ -194,6 +196,131 @@ def test_prefix_clip_and_decoding_happen_once_for_all_questions(small, clips, sa
     assert work.decoded_frames == 6
     assert work.sam_frames == 6
     assert work.decoded_pairs == 18
+
+
+def counting(checkpoint):
+    """Return engines that note how many frames, prompts and language-model passes they are given."""
+    engines, seen = eager_engines(checkpoint.model), {"clip": [], "encode": [], "decode": [], "prefill": 0, "extend": 0}
+
+    def counted(name):
+        run = getattr(engines, name)
+
+        def call(first, *rest):
+            seen[name].append(len(first))
+            return run(first, *rest)
+
+        return call
+
+    class Language(EagerLanguage):
+        def prefill(self, embeddings):
+            seen["prefill"] += 1
+            return super().prefill(embeddings)
+
+        def extend(self, *inputs):
+            seen["extend"] += 1
+            return super().extend(*inputs)
+
+    language = Language(engines.model.language_model)
+    parts = {name: counted(name) for name in ("clip", "encode", "decode")}
+    return dataclasses.replace(engines, **parts, language=language), seen
+
+
+def test_each_network_sees_no_frame_too_many(small, clips, monkeypatch):
+    """Counted at the networks themselves: the union of the windows, the sampled frames, one prefix a video."""
+    engines, seen = counting(small)
+    asked = task(clips, "b.mp4", questions=("Who opens the door after the woman picks up the keys?", "Who moves?"))
+    answers = tuple(Answer((5,), torch.randn(seg, 64), torch.randn(1, 64), True) for seg in (1, 2))
+    monkeypatch.setattr(module, "answer_questions", lambda *_: Generated(answers, 1, 0, 0))
+    windows = [{3, 4, 5, 6}, {5, 6, 7, 8, 9}]
+    bins = iter([torch.tensor([i in window for i in range(20)]) for window in windows])
+    monkeypatch.setattr("gmcli.model.mora.Mora.localize", lambda self, state: next(bins))
+    work = Segmenter(small, RunConfig(frames=8), "cpu", engines).segment(asked).work
+    assert sum(seen["encode"]) == work.sam_frames == len(windows[0] | windows[1]) == 7
+    assert sum(seen["clip"]) == work.clip_frames == 8
+    assert seen["prefill"] == work.prefixes == 1
+    assert sum(seen["decode"]) == work.decoded_pairs == 4 + 2 * 5
+    assert max(seen["encode"]) <= engines.batch["sam_image_encoder"]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return load_checkpoint("mora-tiny")
+
+
+def shapes(video, *questions):
+    path = Path(__file__).parent.parent / "examples/shapes" / video / "video.mp4"
+    return VideoTask(video, str(path), tuple(Question(f"q{i}", text) for i, text in enumerate(questions)))
+
+
+def test_passes_of_the_language_model_with_right_guesses(trained):
+    """Answers once given are guessed the next time: one pass for all questions of a video, whatever their number."""
+    engines, seen = counting(trained)
+    segmenter = Segmenter(trained, RunConfig(mask_frames="sampled"), "cpu", engines)
+    asked = shapes("shapes00000", *["Which shape is the first to move?"] * 3)
+    first = segmenter.segment(asked)
+    assert seen["extend"] == first.work.llm_passes
+    second = segmenter.segment(asked)
+    assert second.results == first.results
+    assert second.work.llm_passes == 1
+    assert second.work.accepted_tokens == second.work.drafted_tokens == 3 * 7
+    assert seen["prefill"] == 2
+
+
+def test_what_was_answered_before_changes_nothing(trained):
+    """Guesses differ with the history of a worker; masks may not, or a resumed run would differ from an undisturbed one."""
+    asked = shapes("shapes00004", "What moves first?", "Which shape stays where it is all the time?")
+    fresh = Segmenter(trained, RunConfig(mask_frames="sampled"), "cpu").segment(asked)
+    experienced = Segmenter(trained, RunConfig(mask_frames="sampled"), "cpu")
+    for other in ("shapes00000", "shapes00003", "shapes00000"):
+        experienced.segment(shapes(other, "What moves last?", "What moves?"))
+    again = experienced.segment(asked)
+    assert again.work.accepted_tokens != fresh.work.accepted_tokens
+    assert again.results == fresh.results
+    assert all(result.status == "done" for result in again.results)
+
+
+def test_only_wanted_frames_are_decoded_and_in_one_walk(small, clips, say, monkeypatch):
+    say((1, 1))
+    select_bins(monkeypatch, 5, 6, 7)
+    read = []
+    real = module.open_video
+
+    def spying(*arguments, **options):
+        reader = real(*arguments, **options)
+        frames = reader.frames
+        reader.frames = lambda indices: (read.append(list(indices)), frames(indices))[1]
+        return reader
+
+    monkeypatch.setattr(module, "open_video", spying)
+    work = segment(small, task(clips, "b.mp4"), frames=4).work
+    assert read == [[0, 6, 12, 19], [5, 6, 7]]
+    assert work.decoded_frames == 7
+
+
+def test_a_reader_that_fails_half_way_fails_the_video_and_leaves_no_thread(small, clips, say, monkeypatch):
+    import threading
+
+    say((1, 0))
+    real = module.open_video
+
+    def failing(*arguments, **options):
+        reader = real(*arguments, **options)
+        frames = reader.frames
+
+        def broken(indices):
+            for number, frame in enumerate(frames(indices)):
+                if len(indices) > 4 and number == 3:
+                    raise VideoError("frame 3 is damaged")
+                yield frame
+
+        reader.frames = broken
+        return reader
+
+    monkeypatch.setattr(module, "open_video", failing)
+    before = threading.active_count()
+    with pytest.raises(VideoError, match="frame 3 is damaged"):
+        segment(small, task(clips, "b.mp4"), frames=4)
+    assert threading.active_count() == before
 
 
 def test_pending_questions_get_the_masks_they_get_among_all(small, clips):

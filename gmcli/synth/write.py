@@ -53,7 +53,7 @@ def write_dataset(
         while counts.total() < questions:
             rng = stream(split, seed, index)
             facts, asked = scene_with_questions(rng)
-            chosen = _choose(asked, counts, min(PER_VIDEO, questions - counts.total()), rng)
+            chosen = choose_questions(asked, counts, min(PER_VIDEO, questions - counts.total()), rng)
             clip = f"{split}{seed}-{index:05d}_0000_00{SECONDS:02d}"
             pixels, masks = draw(facts.scene, make_look(facts.scene, FRAMES, rng), range(FRAMES))
             _write_clip(work / VIDEOS / clip, pixels, masks)
@@ -71,7 +71,8 @@ def write_dataset(
     return len(annotations)
 
 
-def _choose(asked: Sequence[Asked], counts: Counter[str], most: int, rng: np.random.Generator) -> list[Asked]:
+def choose_questions(asked: Sequence[Asked], counts: Counter[str], most: int, rng: np.random.Generator) -> list[Asked]:
+    """Take at most `most` of the questions, each time of the type that is rarest in `counts`, and count them there."""
     left = [asked[i] for i in rng.permutation(len(asked))]
     chosen: list[Asked] = []
     while left and len(chosen) < most:
