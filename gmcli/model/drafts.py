@@ -15,24 +15,29 @@ _MOST_CONTEXTS = 50_000
 class Drafts:
     """Learn answers, and guess the most frequent continuation of the beginning of one.
 
-    `answers` are token ids of answers to begin with, without </s>. Guesses end where an answer would, before </s>.
+    `answers` are token ids of answers to begin with, without </s>; a single one that is learned counts for more than all of
+    them. Guesses end where an answer would, before </s>.
     """
 
     def __init__(self, answers: Sequence[Sequence[int]] = (), longest: int = 32) -> None:
         self._longest = longest
         self._after: defaultdict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
         for answer in answers:
-            self.learn(answer)
+            self._count(answer, 1)
+        self._weight = len(answers) + 1
 
     def learn(self, answer: Sequence[int]) -> None:
         """Take note of a finished answer's ids, without </s>."""
+        self._count(answer, self._weight)
+
+    def _count(self, answer: Sequence[int], weight: int) -> None:
         if len(self._after) > _MOST_CONTEXTS:
             self._after.clear()
         # -1 stands before an answer, and for its end behind it.
         ids = (-1, *answer, -1)
         for end in range(1, len(ids)):
             for start in range(max(0, end - _CONTEXT), end):
-                self._after[ids[start:end]][ids[end]] += 1
+                self._after[ids[start:end]][ids[end]] += weight
 
     def guess(self, known: Sequence[int], most: int) -> tuple[int, ...]:
         """Return the likely tokens after the known ones, at most `most`; none where nothing like it was learned."""

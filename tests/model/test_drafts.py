@@ -21,6 +21,12 @@ def test_the_most_frequent_answer_is_guessed_and_ends_where_answers_end():
     assert Drafts().guess((), 10) == ()
 
 
+def test_one_answer_heard_outweighs_all_that_are_known_beforehand():
+    drafts = Drafts([(1, 2), (1, 3), (1, 2)])
+    drafts.learn((4, 5))
+    assert drafts.guess((), 10) == (4, 5)
+
+
 def test_of_equally_frequent_answers_the_first_learned_is_guessed():
     assert Drafts([(5, 6), (5, 7)]).guess((), 10) == (5, 6)
 
