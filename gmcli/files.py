@@ -7,11 +7,15 @@ afterwards.
 import os
 import shutil
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
 TEMPORARY = ".tmp"
+
+_WRITERS = 4
 
 
 def fsync_directory(path: Path) -> None:
@@ -64,11 +68,15 @@ def write_folder(root: Path, name: str, files: Iterable[tuple[str, bytes]]) -> N
     temporary = _temporary(root)
     temporary.mkdir()
     try:
-        for file_name, content in files:
-            with (temporary / file_name).open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+        # An fsync waits for the disk, which serves several at once: with 4 threads a small file takes a quarter of the time.
+        with ThreadPoolExecutor(_WRITERS, thread_name_prefix="write") as pool:
+            waiting: deque[Future[None]] = deque()
+            for file_name, content in files:
+                waiting.append(pool.submit(_write_durably, temporary / file_name, content))
+                while len(waiting) > 2 * _WRITERS:
+                    waiting.popleft().result()
+            for write in waiting:
+                write.result()
         fsync_directory(temporary)
         if target.exists():
             # A folder cannot be renamed over one with files in it. The ledger does not yet know of the new one, so a
@@ -81,6 +89,13 @@ def write_folder(root: Path, name: str, files: Iterable[tuple[str, bytes]]) -> N
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     fsync_directory(target.parent)
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def clear_temporary(root: Path) -> None:

@@ -1,34 +1,59 @@
 """Write one question's files into the run directory, and read them back.
 
 items/<video>/<question>.json holds the answer: text, window, score, frame numbers, masks as RLE (format rle), and the
-sha256 of every mask file. masks/<video>/<question>/<frame>.png holds the masks (format png).
+sha256 of every mask file. masks/<video>/<question>/<frame>.png holds the masks (format png or png1). Both are written as
+they are made, so memory does not grow with the length of the video.
 """
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from gmcli.data import ItemResult, Question
+from gmcli.data import ItemResult, Question, Rle
+from gmcli.devices import cpu_count
 from gmcli.files import write_file, write_folder
 from gmcli.ledger import MASKS, item_name
-from gmcli.masks.png import encode_png
-from gmcli.masks.rle import decode_rle, rle_to_json
+from gmcli.masks.png import Bits, encode_png
+from gmcli.masks.rle import decode_rle, empty_rle, rle_to_json
+
+_MOST_THREADS = 4
+
+# Masks turned into JSON at a time: enough for few calls, and little text.
+_PIECE = 64
 
 
-def write_item(root: Path, result: ItemResult, question: Question, formats: Iterable[str]) -> str:
+def write_item(
+    root: Path, result: ItemResult, question: Question, formats: Iterable[str], *, threads: int | None = None
+) -> str:
     """Write a question's masks, then its item file; return the item file's sha256. All is durable on return.
 
-    Raises OSError where writing fails; then the question has no item file, or its former one.
+    threads: how many encode PNGs; None means one a core, at most four. The bytes do not depend on it. Raises OSError where
+    writing fails; then the question has no item file, or its former one.
     """
+    wanted = set(formats)
     pngs: dict[str, str] | None = None
-    if "png" in formats:
+    if wanted & {"png", "png1"}:
         pngs = {}
-        write_folder(root, mask_folder(result.video_id, result.question_id), _pngs(result, pngs))
-    content = json.dumps(_item(result, question, pngs, "rle" in formats), ensure_ascii=False).encode() + b"\n"
-    write_file(root, item_name(result.video_id, result.question_id), content)
-    return hashlib.sha256(content).hexdigest()
+        bits: Bits = 1 if "png1" in wanted else 8
+        threads = threads or min(_MOST_THREADS, cpu_count())
+        with ThreadPoolExecutor(threads, thread_name_prefix="png") as pool:
+            folder = mask_folder(result.video_id, result.question_id)
+            write_folder(root, folder, _pngs(result, bits, pool, 2 * threads, pngs))
+    sha256 = hashlib.sha256()
+
+    def write(file: BinaryIO) -> None:
+        for piece in _json(result, question, pngs, "rle" in wanted):
+            content = piece.encode()
+            sha256.update(content)
+            file.write(content)
+
+    write_file(root, item_name(result.video_id, result.question_id), write)
+    return sha256.hexdigest()
 
 
 def mask_folder(video: str, question: str) -> str:
@@ -36,19 +61,40 @@ def mask_folder(video: str, question: str) -> str:
     return f"{MASKS}/{video}/{question}"
 
 
-def _pngs(result: ItemResult, hashes: dict[str, str]) -> Iterator[tuple[str, bytes]]:
-    """Yield mask files by name, one at a time, and note their hashes."""
-    encoded: dict[str, bytes] = {}
+def _pngs(
+    result: ItemResult, bits: Bits, pool: ThreadPoolExecutor, ahead: int, hashes: dict[str, str]
+) -> Iterator[tuple[str, bytes]]:
+    """Yield mask files by name, in order, and note their hashes; at most `ahead` of them are held."""
+    nothing = empty_rle(result.masks[0].size) if result.masks else None
+    known: dict[Rle, Future[tuple[bytes, str]]] = {}
+    waiting: deque[tuple[str, Future[tuple[bytes, str]]]] = deque()
+
+    def next_one() -> tuple[str, bytes]:
+        name, encoded = waiting.popleft()
+        content, hashes[name] = encoded.result()
+        return name, content
+
     for name, rle in zip(result.names, result.masks, strict=True):
-        # Most frames of a clip lie outside the window: equal masks are encoded once.
-        if rle.counts not in encoded:
-            encoded = {rle.counts: encode_png(decode_rle(rle))}
-        content = encoded[rle.counts]
-        hashes[f"{name}.png"] = hashlib.sha256(content).hexdigest()
-        yield f"{name}.png", content
+        if len(waiting) == ahead:
+            yield next_one()
+        # Most frames of a clip lie outside the window: equal masks are encoded once. Of those with an object, the last
+        # ones are remembered.
+        if rle not in known:
+            if len(known) > ahead:
+                del known[next(old for old in known if old != nothing)]
+            known[rle] = pool.submit(_png, rle, bits)
+        waiting.append((f"{name}.png", known[rle]))
+    while waiting:
+        yield next_one()
 
 
-def _item(result: ItemResult, question: Question, pngs: dict[str, str] | None, rle: bool) -> dict[str, Any]:
+def _png(rle: Rle, bits: Bits) -> tuple[bytes, str]:
+    content = encode_png(decode_rle(rle), bits)
+    return content, hashlib.sha256(content).hexdigest()
+
+
+def _json(result: ItemResult, question: Question, pngs: dict[str, str] | None, rle: bool) -> Iterator[str]:
+    """Yield the item file piece by piece: one object of JSON, on one line."""
     item: dict[str, Any] = {
         "video": result.video_id,
         "question": result.question_id,
@@ -63,11 +109,22 @@ def _item(result: ItemResult, question: Question, pngs: dict[str, str] | None, r
         "frames": list(result.frames),
         "names": list(result.names),
     }
+    yield _dumps(item)[:-1]
     if rle:
-        item["masks"] = [rle_to_json(mask) for mask in result.masks]
+        yield ', "masks": ['
+        masks = (rle_to_json(mask) for mask in result.masks)
+        separator = ""
+        while piece := list(islice(masks, _PIECE)):
+            yield separator + _dumps(piece)[1:-1]
+            separator = ", "
+        yield "]"
     if pngs is not None:
-        item["png_sha256"] = pngs
-    return item
+        yield f', "png_sha256": {_dumps(pngs)}'
+    yield "}\n"
+
+
+def _dumps(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def read_item(root: Path, video: str, question: str) -> tuple[dict[str, Any], str]:

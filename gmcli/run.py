@@ -120,7 +120,8 @@ def run(
                         for result in event.results:
                             _settle(ledger, *questions[result.video_id, result.question_id], result, formats)
                             progress.add_question(failed=result.status == "failed")
-                        progress.add_video()
+                        if event.last:
+                            progress.add_video()
         except KeyboardInterrupt:
             interrupted = True
         finally:

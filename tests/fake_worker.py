@@ -1,7 +1,7 @@
 """Be a worker without a model: speak the driver's protocol, answer by the video's id, misbehave where the id says so.
 
 dies…: kills itself on every try. dies-once…: on the first try only (it leaves a file beside the video). hangs…: says
-nothing any more. slow…: takes a second and a half. bad…: the video is at fault. Anything else is answered at once.
+nothing any more. half…: dies once, when the first of its results is delivered. slow…: takes a second and a half. bad…: the video is at fault. Anything else is answered at once.
 """
 
 import os
@@ -56,6 +56,13 @@ def misbehave(job: Job) -> None:
         time.sleep(1.5)
 
 
+def half_way(job: Job) -> None:
+    mark = Path(job.task.video).with_suffix(".tried")
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main() -> None:
     connection = Connection(int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -75,7 +82,11 @@ def main() -> None:
             else:
                 connection.send(Frames(job.task.id, FRAMES))
                 results = tuple(result(job, q) for q in job.pending)
-            connection.send(Answered(job, results, {"llm": 0.5}, {"sam_frames": FRAMES}))
+            for number, one in enumerate(results):
+                connection.send(Answered(job, (one,), last=False))
+                if job.task.id.startswith("half") and number == 0:
+                    half_way(job)
+            connection.send(Answered(job, (), {"llm": 0.5}, {"sam_frames": FRAMES}))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 

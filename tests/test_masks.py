@@ -21,7 +21,8 @@ from pycocotools import mask as coco
 import gmcli
 from gmcli.data import Rle
 from gmcli.errors import GmcliError
-from gmcli.masks.png import encode_png
+from gmcli.evaluate.clips import read_png
+from gmcli.masks.png import Bits, encode_png, read_indices
 from gmcli.masks.rle import MAX_PIXELS, area, decode_rle, empty_rle, encode_rle, rle_from_json, rle_to_json
 
 REAL = json.loads((Path(__file__).parent / "data" / "real_masks.json").read_text())["masks"]
@@ -34,6 +35,23 @@ def masks(draw: st.DrawFn) -> Mask:
     height, width = draw(st.integers(1, 40)), draw(st.integers(1, 40))
     density = draw(st.sampled_from([0.0, 0.01, 0.5, 0.99, 1.0]))
     return np.random.default_rng(draw(st.integers(0, 2**32))).random((height, width)) < density
+
+
+@st.composite
+def rectangles(draw: st.DrawFn) -> Mask:
+    """Draw few long runs, with many ends at the edges, where one column goes over into the next."""
+    height, width = draw(st.integers(1, 200)), draw(st.integers(1, 200))
+    mask = np.zeros((height, width), np.bool_)
+    for _ in range(draw(st.integers(0, 4))):
+        top, bottom = sorted(draw(st.tuples(st.integers(0, height), st.integers(0, height))))
+        left, right = sorted(draw(st.tuples(st.integers(0, width), st.integers(0, width))))
+        mask[top:bottom, left:right] ^= True
+    return mask
+
+
+def disk(height: int, width: int) -> Mask:
+    y, x = np.ogrid[:height, :width]
+    return np.asarray(np.hypot((y - height / 2) / height, (x - width / 2) / width) < 0.3)
 
 
 def coco_counts(mask: Mask) -> str:
@@ -66,11 +84,13 @@ def test_real_masks_round_trip_as_pycocotools_has_them(index: int) -> None:
     assert area(rle) == int(mask.sum()) == int(coco.area(REAL[index]))
 
 
-@given(masks())
+@given(masks() | rectangles())
 @example(np.zeros((1, 1), np.bool_))
 @example(np.ones((1, 1), np.bool_))
 @example(np.ones((7, 13), np.bool_))
 @example(np.indices((31, 17)).sum(axis=0) % 2 == 0)
+@example(disk(300, 500))
+@example(~disk(480, 640))
 @settings(deadline=None)
 def test_random_masks_round_trip_as_pycocotools_has_them(mask: Mask) -> None:
     rle = encode_rle(mask)
@@ -84,7 +104,26 @@ def test_memory_layout_does_not_matter() -> None:
     mask = real_mask(1)
     assert encode_rle(np.asfortranarray(mask)) == encode_rle(mask)
     assert encode_rle(mask[::2, ::-3]) == encode_rle(mask[::2, ::-3].copy())
-    assert encode_png(np.asfortranarray(mask)) == encode_png(mask)
+    for bits in (1, 8):
+        assert encode_png(np.asfortranarray(mask), bits) == encode_png(mask, bits)
+        assert encode_png(mask[::2, ::-3], bits) == encode_png(mask[::2, ::-3].copy(), bits)
+
+
+@pytest.mark.parametrize("mask", [disk(1080, 1920), np.zeros((720, 1280), np.bool_), np.ones((720, 1280), np.bool_)])
+def test_only_noise_is_turned_to_encode_it(mask: Mask, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).random(mask.shape) < 0.5
+    want, want_noise = coco_counts(mask), coco_counts(noise)
+    turned = []
+
+    def turn(array: NDArray[Any]) -> NDArray[Any]:
+        turned.append(array.shape)
+        return np.array(array, order="F")
+
+    monkeypatch.setattr(np, "asfortranarray", turn)
+    assert encode_rle(mask).counts == want
+    assert turned == []
+    assert encode_rle(noise).counts == want_noise
+    assert turned == [mask.shape]
 
 
 def test_large_mask_with_long_runs() -> None:
@@ -98,6 +137,32 @@ def test_large_mask_with_long_runs() -> None:
 def test_empty_rle_is_what_an_empty_mask_encodes_to() -> None:
     assert empty_rle((5, 7)) == encode_rle(np.zeros((5, 7), np.bool_))
     assert area(empty_rle((5, 7))) == 0
+
+
+def test_empty_rle_makes_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing_more(*arguments: object, **more: object) -> NDArray[Any]:
+        raise AssertionError("an array was made")
+
+    for name in ("zeros", "empty", "full"):
+        monkeypatch.setattr(np, name, nothing_more)
+    assert empty_rle((4096, 8192)) == Rle((4096, 8192), counts="PPPPP1")
+    for size in ((0, 3), (3, 0), (-2, -2), (1, MAX_PIXELS + 1)):
+        with pytest.raises(ValueError, match=r"a mask has 1 to"):
+            empty_rle(size)
+
+
+@given(st.integers(1, 12), st.lists(st.integers(0, 9), min_size=1, max_size=12))
+@example(2, [3, 0, 3])
+@example(2, [0, 0, 6])
+@example(3, [0, 6])
+@settings(deadline=None)
+def test_runs_of_no_length_are_read_anywhere(height: int, runs: list[int]) -> None:
+    runs[-1] += -sum(runs) % height or (0 if sum(runs) else height)
+    size = [height, sum(runs) // height]
+    counts = coco.frPyObjects({"size": size, "counts": runs}, *size)["counts"].decode()
+    np.testing.assert_array_equal(
+        decode_rle(Rle((size[0], size[1]), counts)), coco_mask({"size": size, "counts": counts})
+    )
 
 
 def test_inner_runs_of_no_length_are_read() -> None:
@@ -221,34 +286,70 @@ def test_malformed_rle_never_crashes_the_process() -> None:
 # PNG
 
 
-def with_ffmpeg(png: bytes) -> NDArray[np.uint8]:
+def with_ffmpeg(png: bytes, pixels: str) -> NDArray[np.uint8]:
     """Decode with FFmpeg's own PNG decoder, which shares no code with Pillow."""
     with av.open(io.BytesIO(png), format="png_pipe") as container:
         frame = next(container.decode(video=0))
-        assert frame.format.name == "gray"
-        array: NDArray[np.uint8] = frame.to_ndarray()
+        assert frame.format.name == pixels
+        array: NDArray[np.uint8] = frame.reformat(format="gray").to_ndarray()
         return array
 
 
-def check_png(mask: Mask) -> None:
-    png = encode_png(mask)
-    assert png == encode_png(mask.copy())
+def check_png(mask: Mask, bits: Bits) -> None:
+    png = encode_png(mask, bits)
+    assert png == encode_png(mask.copy(), bits)
     assert png.startswith(b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR")
     width, height, depth, colour = struct.unpack_from(">IIBB", png, 16)
-    assert (height, width, depth, colour) == (*mask.shape, 8, 0)
-    wanted = np.where(mask, 255, 0)
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), wanted)
-    np.testing.assert_array_equal(with_ffmpeg(png), wanted)
+    assert (height, width, depth, colour) == (*mask.shape, bits, 0)
+    white = np.where(mask, 255, 0)
+    with Image.open(io.BytesIO(png)) as image:
+        assert image.mode == {1: "1", 8: "L"}[bits]
+        np.testing.assert_array_equal(np.asarray(image), mask if bits == 1 else white)
+    with Image.open(io.BytesIO(png)) as image:
+        np.testing.assert_array_equal(np.asarray(image.convert("L")), white)
+    np.testing.assert_array_equal(with_ffmpeg(png, {1: "monob", 8: "gray"}[bits]), white)
 
 
+@pytest.mark.parametrize("bits", [1, 8])
 @pytest.mark.parametrize("index", range(5))
-def test_real_masks_as_png(index: int) -> None:
-    check_png(real_mask(index))
+def test_real_masks_as_png(index: int, bits: Bits) -> None:
+    check_png(real_mask(index), bits)
 
 
-@given(masks())
-@example(np.zeros((1, 1), np.bool_))
-@example(np.ones((1, 1), np.bool_))
+@pytest.mark.parametrize("bits", [1, 8])
+@given(mask=masks() | rectangles())
+@example(mask=np.zeros((1, 1), np.bool_))
+@example(mask=np.ones((1, 1), np.bool_))
+@example(mask=np.ones((3, 9), np.bool_))
 @settings(max_examples=50, deadline=None)
-def test_random_masks_as_png(mask: Mask) -> None:
-    check_png(mask)
+def test_random_masks_as_png(mask: Mask, bits: Bits) -> None:
+    check_png(mask, bits)
+
+
+@pytest.mark.parametrize("bits", [1, 8])
+def test_opencv_reads_the_same(bits: Bits) -> None:
+    cv2 = pytest.importorskip("cv2")
+    for index in range(5):
+        mask = real_mask(index)
+        png = np.frombuffer(encode_png(mask, bits), np.uint8)
+        for flag in (cv2.IMREAD_GRAYSCALE, cv2.IMREAD_UNCHANGED):
+            np.testing.assert_array_equal(cv2.imdecode(png, flag), np.where(mask, 255, 0))
+
+
+@pytest.mark.parametrize("bits", [1, 8])
+def test_pngs_are_no_larger_than_the_librarys(bits: Bits) -> None:
+    for mask in [disk(720, 1280), np.zeros((480, 854), np.bool_), *map(real_mask, range(5))]:
+        theirs = io.BytesIO()
+        Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)).save(theirs, format="PNG", compress_level=1)
+        assert len(encode_png(mask, bits)) <= len(theirs.getvalue())
+
+
+@pytest.mark.parametrize("bits", [1, 8])
+def test_our_readers_find_the_foreground(bits: Bits, tmp_path: Path) -> None:
+    for index in range(5):
+        mask = real_mask(index)
+        (tmp_path / "mask.png").write_bytes(encode_png(mask, bits))
+        for read in (read_indices, read_png):
+            pixels = read(tmp_path / "mask.png")
+            assert pixels.dtype == np.uint8
+            np.testing.assert_array_equal(pixels > 0, mask)

@@ -17,7 +17,7 @@ def describe(device: torch.device, peak: Peak) -> dict[str, Any]:
         "cores": cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "python": platform.python_version(),
         "system": platform.platform(),
         "matmul_peak": peak.to_json(),

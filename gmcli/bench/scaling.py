@@ -176,8 +176,9 @@ def _workers(subject: Subject, workers: int) -> Row:
                 failed = [result.error for result in event.results if result.status == "failed"]
                 if failed:
                     raise GmcliError(f"a worker failed: {failed[0]}", f"See {logs}.")
-                ends.append(time.perf_counter() - start)
-                masked = event.counts["sam_frames"]
+                if event.last:
+                    ends.append(time.perf_counter() - start)
+                    masked = event.counts["sam_frames"]
     finally:
         executor.close()
     # After the k-th answer each of k workers has warmed up; until k are left, each has another video.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option("--visual-tokens", type=click.Choice(VISUAL_TOKENS), help="Override the checkpoint's own layout.")
 @click.option("--frames", type=int, metavar="N", help="Frames that the language model sees.  [default: 20]")
 @click.option("--mask-frames", metavar="all|sampled|FPS", help="Frames that get masks.  [default: all]")
-@click.option("--format", "formats", metavar="LIST", help="Mask formats: png, rle or both.  [default: png,rle]")
+@click.option("--format", "formats", metavar="LIST", help="Mask formats: png or png1 (1 bit), rle.  [default: png,rle]")
 @click.option("--dtype", type=click.Choice(DTYPES), help="[default: auto: fp32 on a CPU, bf16 on a GPU]")
 @click.option("--reader", type=click.Choice(READERS), help="Video reader.  [default: pyav]")
 @click.option("--max-new-tokens", type=int, metavar="N", help="Longest answer.  [default: 64]")
@@ -151,7 +151,7 @@ def _infer(
         f"{outcome.done} done, {outcome.no_target} without a target, {outcome.failed} failed, "
         f"{outcome.pending} pending; {outcome.worked} answered now\n"
         f"answers  {ledger.path / 'results.json'}"
-        + (f"\nmasks    {ledger.path / 'masks'}" if "png" in config.formats else "")
+        + (f"\nmasks    {ledger.path / 'masks'}" if {"png", "png1"} & set(config.formats) else "")
         + (f"\nfailures {ledger.path / 'failures.jsonl'}" if outcome.failed else "")
     )
     sys.exit(EXIT_ITEMS_FAILED if outcome.failed else EXIT_OK)

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 
@@ -74,7 +74,7 @@ class LocalExecutor:
                 # The next video goes out before the driver turns to this one's results, which it has to write.
                 self._hand_out()
                 yield event
-                open_jobs -= isinstance(event, Answered)
+                open_jobs -= isinstance(event, Answered) and event.last
 
     def close(self) -> None:
         """Kill all workers."""
@@ -140,7 +140,7 @@ class LocalExecutor:
                 case Frames():
                     yield message
                 case Answered():
-                    worker.job = None
+                    worker.job = None if message.last else _without(worker.job, message.results)
                     yield message
         now = time.monotonic()
         for worker in [w for w in self._workers if w.job and now - w.silent_since > self._stall_timeout_s]:
@@ -181,6 +181,12 @@ class LocalExecutor:
         if job is not None and given_up:
             error = f"the worker {reason} on this video, {ATTEMPTS} times"
             yield Answered(job, tuple(ItemResult(job.task.id, q, "failed", error=error) for q in job.pending))
+
+
+def _without(job: Job | None, results: Sequence[ItemResult]) -> Job | None:
+    """Take from a job the questions that are answered, so that none is answered twice should the worker die now."""
+    answered = {result.question_id for result in results}
+    return job and replace(job, pending=tuple(question for question in job.pending if question not in answered))
 
 
 def _visible(gpu: str) -> str:

@@ -56,12 +56,16 @@ class Frames:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """Deliver all results of one job; `work` counts what they cost."""
+    """Deliver some results of one job; the `last` message of a job also says what it cost.
+
+    A worker sends question by question, so that the driver never holds the masks of more than one.
+    """
 
     job: Job
     results: tuple[ItemResult, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
+    last: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ Event = Ready | Frames | Answered | Tick
 
 
 class Executor(Protocol):
-    """Work through jobs on some machines and deliver each job's results exactly once."""
+    """Work through jobs on some machines and deliver each question's result exactly once."""
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Event]:
         """Yield events until every job is answered. Raises GmcliError where no worker can work."""

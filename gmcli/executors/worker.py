@@ -84,7 +84,9 @@ def _serve(connection: Connection, number: int, setup: WorkerSetup) -> None:
                 "sam_frames": work.sam_frames,
                 "decoded_pairs": work.decoded_pairs,
             }
-            connection.send(Answered(job, answer.results, dict(work.seconds), counts))
+            for result in answer.results:
+                connection.send(Answered(job, (result,), last=False))
+            connection.send(Answered(job, (), dict(work.seconds), counts))
             log.info("video %s: answered in %.2f s", job.task.id, sum(work.seconds.values()))
 
 
@@ -113,7 +115,7 @@ def _facts(device: str) -> dict[str, Any]:
     import torch
 
     name = torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    return {"device": name, "torch": torch.__version__}
+    return {"device": name, "torch": str(torch.__version__)}  # its own class would be torch's in the driver
 
 
 def _reason(error: Exception) -> str:

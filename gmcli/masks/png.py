@@ -1,29 +1,48 @@
 """Write masks as the PNGs that the MeViS and Ref-YouTube-VOS servers accept; read true masks, which are indexed PNGs."""
 
-import io
+import struct
 import warnings
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+Bits = Literal[1, 8]
 
-def encode_png(mask: NDArray[np.bool_]) -> bytes:
-    """Encode a mask [H, W] bool as an 8-bit grey PNG, 0 and 255.
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_GREY = 0
 
-    The bytes depend on nothing but the mask and the installed Pillow. Raises ValueError for another shape or dtype and
-    for an empty axis.
+
+def encode_png(mask: NDArray[np.bool_], bits: Bits = 8) -> bytes:
+    """Encode a mask [H, W] bool as a grey PNG of `bits` bits a pixel: 0 and 255, or 0 and 1.
+
+    Both are white on black to a viewer. Readers of 1-bit PNGs differ in whether foreground is True, 1 or 255, so 8 bits
+    are what servers and scorers expect. The bytes depend on nothing but the mask and the installed zlib. Raises ValueError
+    for another shape or dtype and for an empty axis.
+
+    Source: Portable Network Graphics (PNG) Specification, W3C.
     """
     if mask.ndim != 2 or mask.dtype != np.bool_ or mask.size == 0:
         raise ValueError(f"a mask is [H, W] bool, not {list(mask.shape)} {mask.dtype}")
-    # 8 bits, not 1: readers of 1-bit PNGs differ in whether foreground is 1 or 255.
-    image = Image.fromarray(np.multiply(mask, 255, dtype=np.uint8))
-    buffer = io.BytesIO()
-    # Masks are long runs: level 1 is many times faster than the default and a little larger.
-    image.save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
+    height, width = mask.shape
+    # Before each row stands its filter, 0: as they are, masks are long runs already.
+    rows = np.zeros((height, 1 + (width * bits + 7) // 8), np.uint8)
+    if bits == 1:
+        rows[:, 1:] = np.packbits(mask, axis=1)
+    else:
+        np.multiply(mask, 255, out=rows[:, 1:], dtype=np.uint8)
+    # Runs are all there is to find: at this level, looking for anything else takes as long and leaves more.
+    deflate = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
+    data = deflate.compress(rows.data) + deflate.flush()
+    header = struct.pack(">IIBBBBB", width, height, bits, _GREY, 0, 0, 0)
+    return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
 
 
 def read_indices(path: Path) -> NDArray[np.integer[Any]]:

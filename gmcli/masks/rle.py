@@ -15,6 +15,12 @@ MAX_PIXELS = 1 << 26
 # Six characters of five bits hold any run of MAX_PIXELS, with its sign; longer numbers come from no encoder.
 _MAX_CHARACTERS = 6
 
+# Beyond one change in so many pixels, sorting them takes longer than turning the mask: so it is for noise and tiny masks.
+_NOISE = 64
+
+# Columns turned at once: as many pixels as a cache line has bytes.
+_BLOCK = 64
+
 
 def encode_rle(mask: NDArray[np.bool_]) -> Rle:
     """Encode a mask [H, W] bool as COCO compressed RLE.
@@ -27,10 +33,34 @@ def encode_rle(mask: NDArray[np.bool_]) -> Rle:
     if mask.ndim != 2 or mask.dtype != np.bool_:
         raise ValueError(f"a mask is [H, W] bool, not {list(mask.shape)} {mask.dtype}")
     height, width = mask.shape
-    if not 0 < height * width <= MAX_PIXELS:
-        raise ValueError(f"a mask has 1 to {MAX_PIXELS} pixels, not {height} x {width}")
-    encoded = coco.encode(np.asfortranarray(mask).view(np.uint8))
-    return Rle(size=(height, width), counts=encoded["counts"].decode("ascii"))
+    _check_size(height, width)
+    changed = _changed(mask)
+    if np.count_nonzero(changed) > mask.size // _NOISE:
+        counts = coco.encode(np.asfortranarray(mask).view(np.uint8))["counts"]
+    else:
+        rows, columns = np.divmod(np.flatnonzero(changed), width)
+        ends = np.sort(columns * height + rows)
+        counts = _string((height, width), np.diff(np.concatenate(([0], ends, [mask.size]))).tolist())
+    return Rle(size=(height, width), counts=counts.decode("ascii"))
+
+
+def _changed(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Say of each pixel of a mask [H, W] bool whether it differs from the one before it, column by column.
+
+    Before the first is background. Comparing each row with the one above reads memory in its order; turning the mask
+    into the order of its RLE takes several times as long as all else.
+    """
+    changed = np.empty(mask.shape, np.bool_)
+    np.not_equal(mask[1:], mask[:-1], out=changed[1:])
+    # Before the first pixel of a column comes the last one of the column before.
+    np.not_equal(mask[0, 1:], mask[-1, :-1], out=changed[0, 1:])
+    changed[0, 0] = mask[0, 0]
+    return changed
+
+
+def _string(size: tuple[int, int], runs: list[int]) -> bytes:
+    counts: bytes = coco.frPyObjects({"size": list(size), "counts": runs}, *size)["counts"]
+    return counts
 
 
 def decode_rle(rle: Rle) -> NDArray[np.bool_]:
@@ -42,13 +72,30 @@ def decode_rle(rle: Rle) -> NDArray[np.bool_]:
     runs = _run_lengths(rle)
     # Not pycocotools: its C code trusts the string (it reads past the end after an unfinished number), takes twice as
     # long for masks of objects, and warns under NumPy 2.4.
-    foreground = np.arange(runs.size) % 2 == 1
-    return np.ascontiguousarray(np.repeat(foreground, runs).reshape(width, height).T)
+    mask = np.zeros((height, width), dtype=np.bool_)
+    if len(runs) == 1:
+        return mask
+    # Only the columns from the first with foreground to the last are filled in.
+    left = int(runs[0]) // height
+    after = int(runs[-1]) if len(runs) % 2 else 0
+    right = width - after // height
+    runs[0] -= left * height
+    if after:
+        runs[-1] -= after // height * height
+    foreground = np.arange(len(runs)) % 2 == 1
+    columns = np.repeat(foreground, runs).reshape(right - left, height)
+    # Block by block, because turned as a whole, a large mask misses the cache with every pixel.
+    for start in range(0, right - left, _BLOCK):
+        block = columns[start : start + _BLOCK]
+        mask[:, left + start : left + start + len(block)] = block.T
+    return mask
 
 
 def empty_rle(size: tuple[int, int]) -> Rle:
     """Encode "nothing" for frames of `size` (H, W). Raises ValueError as `encode_rle` does."""
-    return encode_rle(np.zeros(size, dtype=np.bool_))
+    height, width = size
+    _check_size(height, width)
+    return Rle(size=(height, width), counts=_string((height, width), [height * width]).decode("ascii"))
 
 
 def area(rle: Rle) -> int:
@@ -81,6 +128,11 @@ def rle_from_json(obj: object) -> Rle:
     rle = Rle(size=(size[0], size[1]), counts=counts)
     _check_bounds(rle)
     return rle
+
+
+def _check_size(height: int, width: int) -> None:
+    if height < 1 or width < 1 or height * width > MAX_PIXELS:
+        raise ValueError(f"a mask has 1 to {MAX_PIXELS} pixels, not {height} x {width}")
 
 
 def _check_bounds(rle: Rle) -> None:

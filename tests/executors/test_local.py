@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -28,20 +29,39 @@ def collect(runner: LocalExecutor, work):
 
 
 def answers(events):
-    return {e.job.task.id: e.results for e in events if isinstance(e, Answered)}
+    found = defaultdict(list)
+    for event in events:
+        if isinstance(event, Answered):
+            found[event.job.task.id] += event.results
+    return found
 
 
 def test_every_job_is_answered_once_by_workers_that_stay(tmp_path):
     events = collect(executor(tmp_path / "logs", workers=2), jobs(tmp_path, *"abcdefgh"))
     assert sorted(answers(events)) == list("abcdefgh")
-    assert sum(isinstance(e, Answered) for e in events) == 8
+    assert sum(isinstance(e, Answered) and e.last for e in events) == 8
+    assert sum(len(e.results) for e in events if isinstance(e, Answered)) == 16
     assert sum(isinstance(e, Ready) for e in events) <= 2
     assert sum(e.count for e in events if isinstance(e, Frames)) == 32
 
 
 def test_jobs_are_handed_out_in_their_order(tmp_path):
     events = collect(executor(tmp_path / "logs"), jobs(tmp_path, *"cab"))
-    assert [e.job.task.id for e in events if isinstance(e, Answered)] == list("cab")
+    assert [e.job.task.id for e in events if isinstance(e, Answered) and e.last] == list("cab")
+
+
+def test_no_message_holds_the_masks_of_two_questions(tmp_path):
+    events = collect(executor(tmp_path / "logs"), jobs(tmp_path, "a"))
+    assert [(len(e.results), e.last) for e in events if isinstance(e, Answered)] == [(1, False), (1, False), (0, True)]
+
+
+def test_what_a_dying_worker_has_delivered_is_not_asked_again(tmp_path):
+    events = collect(executor(tmp_path / "logs"), jobs(tmp_path, "half", "b"))
+    assert (tmp_path / "half.tried").exists()
+    delivered = [
+        r.question_id for e in events if isinstance(e, Answered) and e.job.task.id == "half" for r in e.results
+    ]
+    assert delivered == ["q0", "q1"]
 
 
 def test_a_worker_that_dies_is_replaced_and_its_video_retried_once(tmp_path):
