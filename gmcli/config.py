@@ -3,10 +3,11 @@
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gmcli.errors import ConfigError
+from gmcli.errors import ConfigError, EnvironmentProblem, UsageError
 from gmcli.resources import share_dir
 
 VISUAL_TOKENS = ("frame", "pooled", "pooled_padded", "temporal", "changes")
@@ -14,7 +15,8 @@ FORMATS = ("png", "png1", "rle")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 READERS = ("pyav", "decord")
 ATTENTIONS = ("auto", "sdpa", "flash_attention_2", "eager")
-BACKENDS = ("eager", "inductor", "aot_inductor", "openvino", "tensorrt")
+LLM_WEIGHTS = ("int8", "int4")
+BACKENDS = ("eager", "inductor", "aot_inductor", "openvino", "tensorrt", "tensorrt_rtx")
 
 # These may differ between runs into one directory: they change how masks are computed, not which.
 FREE = frozenset({"gpus", "workers", "attention", "stall_timeout_s"})
@@ -40,6 +42,7 @@ class RunConfig:
     workers: int | None = None
     attention: str = "auto"
     backend: str = "eager"
+    llm_weights: str | None = None
     questions_per_batch: int = 16
     stall_timeout_s: int = 1800
 
@@ -76,7 +79,28 @@ def load_config(source: str | None, overrides: Mapping[str, Any]) -> RunConfig:
     config = replace(config, **given)
     if config.visual_tokens == "pooled_padded" and config.frames > 100:
         raise ConfigError(f"visual_tokens pooled_padded holds at most 100 frames, not {config.frames}")
+    if config.llm_weights and config.backend not in ("eager", "inductor"):
+        raise ConfigError(
+            f"llm_weights {config.llm_weights} needs the eager or the inductor backend: "
+            f"what {config.backend} compiles ahead holds float weights"
+        )
     return config
+
+
+def check_llm_weights(weights: str | None, device: str, dtype: str) -> None:
+    """Refuse weights in few bits that cannot be had here, before anything is loaded; imports neither torch nor torchao.
+
+    device: "cpu" or "cuda". dtype: "fp32", "bf16" or "fp16". Raises EnvironmentProblem where torchao is not installed or
+    4 bits meet a CPU, UsageError where they meet another dtype than bf16.
+    """
+    if weights is None:
+        return
+    if find_spec("torchao") is None:
+        raise EnvironmentProblem(f"{weights} weights need torchao", "pip install 'gmcli[quant]'")
+    if weights == "int4" and device != "cuda":
+        raise EnvironmentProblem("int4 weights need an NVIDIA GPU: their kernels are for CUDA", "Use int8 on a CPU.")
+    if weights == "int4" and dtype != "bf16":
+        raise UsageError(f"int4 weights are multiplied in bf16, not in {dtype}", "Use --dtype bf16, or int8.")
 
 
 def _find(source: str) -> Path:
@@ -178,6 +202,7 @@ _CHECKS: Mapping[str, Any] = {
     "workers": _optional(_count(64)),
     "attention": _choice(*ATTENTIONS),
     "backend": _choice(*BACKENDS),
+    "llm_weights": _optional(_choice(*LLM_WEIGHTS)),
     "questions_per_batch": _count(1024),
     "stall_timeout_s": _count(86400),
 }

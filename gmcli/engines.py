@@ -95,6 +95,9 @@ def prepare_engines(checkpoint: Checkpoint, backend: str, *, questions: int, sto
             with store.using(plan.key):
                 engine = ensure_engine(checkpoint, plan, store)
                 run, label = library.load(plan.component, engine.path), engine.name
+            if "mask_iou" not in engine.facts:
+                # Built for this GPU on a machine without one: only here can it be compared.
+                verify_component(checkpoint, plan.component, plan.recipe, run)
         else:
             run, label = library.load(plan.component, None), backend
         engines = with_component(engines, plan.component.name, run, label)
@@ -116,15 +119,42 @@ def plan_engines(
     checkpoint: Checkpoint, backend: str, *, questions: int, only: Sequence[str] = COMPONENTS
 ) -> list[Planned]:
     """Return what a backend compiles of a checkpoint, by its recipes. Raises EnvironmentProblem as its `versions`."""
+    device = next(checkpoint.model.language_model.parameters()).device
+    return _plan(checkpoint, backend, device.type, choose_backend(backend).versions(device), questions, only)
+
+
+def _plan(
+    checkpoint: Checkpoint, backend: str, target: str, versions: Mapping[str, str], questions: int, only: Sequence[str]
+) -> list[Planned]:
     recipes = [load_recipe(name) for name in COMPONENTS]
-    parameter = next(checkpoint.model.language_model.parameters())
-    batch = {recipe.component: recipe.batch[parameter.device.type] for recipe in recipes}
+    batch = {recipe.component: recipe.batch[target] for recipe in recipes}
     pieces = components(checkpoint.model, batch, questions=questions)
-    versions = choose_backend(backend).versions(parameter.device)
     chosen = [r for r in recipes if r.component in only and backend in r.backends]
     return [
-        Planned(backend, pieces[r.component], r, engine_key(pieces[r.component], r, backend, versions)) for r in chosen
+        Planned(backend, pieces[r.component], r, engine_key(pieces[r.component], r, backend, target, versions))
+        for r in chosen
     ]
+
+
+def build_ahead(
+    checkpoint: Checkpoint, capability: str, store: Store, *, questions: int, only: Sequence[str]
+) -> list[Engine]:
+    """Build TensorRT-RTX plans for a GPU that is elsewhere, and store them under the keys that it will look for.
+
+    capability: such as "8.9". Nothing is compared with the uncompiled model: that takes the GPU, and happens there, before
+    the plan is used. Raises EngineError for a capability that TensorRT-RTX does not build for.
+    """
+    from gmcli.backends import rtx_plan, tensorrt_rtx
+
+    versions = tensorrt_rtx.versions_for(capability)
+    made = []
+    for plan in _plan(checkpoint, "tensorrt_rtx", "cuda", versions, questions, only):
+
+        def build(folder: Path, component: Component = plan.component) -> dict[str, Any]:
+            return rtx_plan.build_plan(component, folder, capability)
+
+        made.append(store.get_or_build(plan.key, build))
+    return made
 
 
 def ensure_engine(checkpoint: Checkpoint, plan: Planned, store: Store) -> Engine:
@@ -179,7 +209,9 @@ def verify_component(checkpoint: Checkpoint, component: Component, recipe: Engin
     return facts
 
 
-def engine_key(component: Component, recipe: EngineRecipe, backend: str, versions: Mapping[str, str]) -> EngineKey:
+def engine_key(
+    component: Component, recipe: EngineRecipe, backend: str, target: str, versions: Mapping[str, str]
+) -> EngineKey:
     """Say by what a built component is found again: weights, recipe, shapes, dtype, libraries, hardware."""
     return EngineKey(
         component=component.name,
@@ -190,7 +222,7 @@ def engine_key(component: Component, recipe: EngineRecipe, backend: str, version
             {"shape": list(tensor.shape), "axes": {str(i): [a.least, a.most, a.usual] for i, a in axes.items()}}
             for tensor, axes in zip(component.example, component.axes, strict=True)
         ],
-        settings={"dtype": str(component.example[0].dtype).removeprefix("torch."), "device": component.device.type},
+        settings={"dtype": str(component.example[0].dtype).removeprefix("torch."), "device": target},
         versions=dict(versions),
     )
 

@@ -9,7 +9,11 @@ if TYPE_CHECKING:
     from gmcli.backends.component import Backend
 
 # What a backend needs beside torch: the module, and the extra that brings it.
-_LIBRARIES = {"openvino": ("openvino", "openvino"), "tensorrt": ("torch_tensorrt", "trt")}
+_LIBRARIES = {
+    "openvino": ("openvino", "openvino"),
+    "tensorrt": ("torch_tensorrt", "trt"),
+    "tensorrt_rtx": ("tensorrt_rtx", "rtx"),
+}
 
 
 def choose_backend(name: str) -> "Backend":
@@ -31,6 +35,10 @@ def choose_backend(name: str) -> "Backend":
             from gmcli.backends import tensorrt
 
             return tensorrt
+        case "tensorrt_rtx":
+            from gmcli.backends import tensorrt_rtx
+
+            return tensorrt_rtx
     raise ValueError(f"no backend {name!r}")
 
 
@@ -45,8 +53,8 @@ def check_backend(name: str, device: str, dtype: str) -> None:
             f"the openvino backend runs on a CPU in fp32, not on {device} in {dtype}",
             "Use --gpus cpu and --dtype fp32, or another --backend.",
         )
-    if name == "tensorrt" and device != "cuda":
-        raise UsageError("the tensorrt backend runs on an NVIDIA GPU, not on a CPU", "Use another --backend.")
+    if name in ("tensorrt", "tensorrt_rtx") and device != "cuda":
+        raise UsageError(f"the {name} backend runs on an NVIDIA GPU, not on a CPU", "Use another --backend.")
     if name in _LIBRARIES:
         module, extra = _LIBRARIES[name]
         if find_spec(module) is None:

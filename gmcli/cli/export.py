@@ -1,6 +1,5 @@
 """gmcli export and gmcli export-trt: compile a checkpoint's networks ahead of a run."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -134,13 +133,12 @@ def _export(checkpoint: "Checkpoint", plans: "Sequence[Planned]") -> None:
 
 @click.command("export-trt")
 @_options
-@click.option("--dry-run", is_flag=True, help="Only say which operators TensorRT can take; needs no GPU.")
+@click.option("--dry-run", is_flag=True, help="Only say which operators TensorRT takes; build nothing.")
 @click.option(
     "--ahead",
     metavar="CC",
-    help="Build a TensorRT-RTX plan of the mask decoder for a GPU of this compute capability, such as 8.9; needs no GPU.",
+    help="Build TensorRT-RTX plans for GPUs of a compute capability such as 8.9; needs no GPU.",
 )
-@click.option("--output", "-o", type=click.Path(path_type=Path), help="Folder for the plan of --ahead.")
 def export_trt(
     checkpoint: str,
     revision: str | None,
@@ -151,6 +149,57 @@ def export_trt(
     questions: int,
     dry_run: bool,
     ahead: str | None,
-    output: Path | None,
 ) -> None:
     """Compile a checkpoint's networks with TensorRT, compare their masks with the uncompiled ones', and store them."""
+    from gmcli.backends.choose import check_backend
+
+    if dry_run and ahead:
+        raise UsageError("--dry-run and --ahead exclude each other", "Leave one out.")
+    if dry_run:
+        _dry_run(_load(checkpoint, revision, vision_tower, *_where(device, dtype)), names, questions)
+        return
+    if ahead:
+        # Not bf16, which runs on a GPU have by default: TensorRT-RTX has no transposed convolution in it.
+        dtype = "fp16" if dtype == "auto" else dtype
+        _ahead(_load(checkpoint, revision, vision_tower, "cpu", dtype), dtype, ahead, names or _NAMES, questions)
+        return
+    device, dtype = _where(device, dtype)
+    check_backend("tensorrt", device, dtype)
+    loaded = _load(checkpoint, revision, vision_tower, device, dtype)
+    _export(loaded, _plan(loaded, "tensorrt", names, questions))
+
+
+def _dry_run(checkpoint: "Checkpoint", names: "Sequence[str]", questions: int) -> None:
+    import sys
+
+    from gmcli.backends.recipe import load_recipe
+    from gmcli.backends.tensorrt import dry_run
+    from gmcli.components import components
+    from gmcli.errors import EXIT_CHECKPOINT
+
+    batch = {name: load_recipe(name).batch["cuda"] for name in _NAMES}
+    whole = True
+    for name, component in components(checkpoint.model, batch, questions=questions).items():
+        if names and name not in names:
+            continue
+        coverage = dry_run(component)
+        whole &= coverage.whole
+        left = ", ".join(f"{operator} ({count})" for operator, count in coverage.left_out.items())
+        click.echo(
+            f"{name:<18} {coverage.supported} of {coverage.operators} operators, {coverage.engines} engine(s)"
+            + (f", left out: {left}" if left else "")
+        )
+    if not whole:
+        sys.exit(EXIT_CHECKPOINT)
+
+
+def _ahead(checkpoint: "Checkpoint", dtype: str, capability: str, names: "Sequence[str]", questions: int) -> None:
+    from gmcli.backends.store import Store
+    from gmcli.engines import build_ahead
+
+    store = Store()
+    for engine in build_ahead(checkpoint, capability, store, questions=questions, only=names):
+        click.echo(f"{engine.key.component:<18} {engine.size_bytes / 1e6:.1f} MB, {engine.name}, not compared yet")
+    click.echo(
+        f"stored in {store.root}; on such a GPU `gmcli infer --backend tensorrt_rtx --dtype {dtype}` compares and uses it"
+    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gmcli.config import ATTENTIONS, BACKENDS, DTYPES, READERS, VISUAL_TOKENS, RunConfig, load_config
+from gmcli.config import ATTENTIONS, BACKENDS, DTYPES, LLM_WEIGHTS, READERS, VISUAL_TOKENS, RunConfig, load_config
 from gmcli.errors import EXIT_ITEMS_FAILED, EXIT_OK, EnvironmentProblem, UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 @click.option("--workers", type=int, metavar="N", help="That many worker processes on the CPU.  [default: 1]")
 @click.option("--attention", type=click.Choice(ATTENTIONS), help="[default: auto: flash-attn if it can, else sdpa]")
 @click.option("--backend", type=click.Choice(BACKENDS), help="What compiles the networks.  [default: eager: nothing]")
+@click.option("--llm-weights", type=click.Choice(LLM_WEIGHTS), help="Bits of LLaMA's layers.  [default: as in dtype]")
 @click.option("--stall-timeout-s", type=int, metavar="S", help="Replace a worker silent for so long.  [default: 1800]")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N videos.")
 @click.option("--retry-failed", is_flag=True, help="Also answer questions that failed before.")
@@ -68,6 +69,7 @@ def infer(
     """
     from gmcli.backends.choose import check_backend
     from gmcli.checkpoints.locate import fingerprint, locate_checkpoint
+    from gmcli.config import check_llm_weights
     from gmcli.ledger import Identity, Ledger
     from gmcli.logs import set_up_logging
     from gmcli.manifest import read_manifest
@@ -79,6 +81,7 @@ def infer(
     gpus = _devices(config)
     dtype = config.dtype if config.dtype != "auto" else ("fp32" if gpus is None else "bf16")
     check_backend(config.backend, "cpu" if gpus is None else "cuda", dtype)
+    check_llm_weights(config.llm_weights, "cpu" if gpus is None else "cuda", dtype)
     identity = Identity(
         settings=config.to_json() | {"dtype": dtype},
         decisive=config.decisive() | {"dtype": dtype},

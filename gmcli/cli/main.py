@@ -11,7 +11,7 @@ from gmcli.cli.convert import convert
 from gmcli.cli.doctor import doctor
 from gmcli.cli.engines import engines
 from gmcli.cli.evaluate import evaluate
-from gmcli.cli.export import export
+from gmcli.cli.export import export, export_trt
 from gmcli.cli.infer import infer
 from gmcli.cli.manifest import manifest
 from gmcli.cli.render import render
@@ -58,7 +58,24 @@ def cli() -> None:
     """
 
 
-for command in (infer, status, verify, manifest, evaluate, render, convert, report, bench, doctor, export, engines, synth, train):
+COMMANDS = (
+    infer,
+    status,
+    verify,
+    manifest,
+    evaluate,
+    render,
+    report,
+    convert,
+    export,
+    export_trt,
+    engines,
+    bench,
+    doctor,
+    synth,
+    train,
+)
+for command in COMMANDS:
     cli.add_command(command)
 
 
