@@ -49,7 +49,7 @@ def load(component: Component, folder: Path | None) -> Run:
         )
     except Exception as error:
         raise EngineError(
-            f"{path}: cannot be loaded ({reason(error)})", "Build it again: gmcli engines build."
+            f"{path}: cannot be loaded ({reason(error)})", "Remove it with `gmcli engines prune --all` and run again."
         ) from error
 
     def run(*inputs: torch.Tensor) -> Any:

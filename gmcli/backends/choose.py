@@ -48,9 +48,9 @@ def check_backend(name: str, device: str, dtype: str) -> None:
     device: "cpu" or "cuda". dtype: "fp32", "bf16" or "fp16". Raises UsageError for a device or dtype that the backend does
     not do, EnvironmentProblem where its library is not installed.
     """
-    if name == "openvino" and (device, dtype) != ("cpu", "fp32"):
+    if name == "openvino" and (device != "cpu" or dtype not in ("fp32", "bf16")):
         raise UsageError(
-            f"the openvino backend runs on a CPU in fp32, not on {device} in {dtype}",
+            f"the openvino backend runs on a CPU in fp32 or bf16, not on {device} in {dtype}",
             "Use --gpus cpu and --dtype fp32, or another --backend.",
         )
     if name in ("tensorrt", "tensorrt_rtx") and device != "cuda":

@@ -41,7 +41,7 @@ PLAN = "model.engine"
 BINDINGS = "bindings.json"
 
 _INSTALL = "pip install 'gmcli[trt]'"
-_AGAIN = "Build it again: gmcli engines build."
+_AGAIN = "Remove it with `gmcli engines prune --all` and run again."
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # How torch-tensorrt names the submodules that become engines.
 _ENGINE = "_run_on_acc"
@@ -182,7 +182,7 @@ def build(component: Component, folder: Path) -> None:
         names = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in coverage.left_out.items())
         raise EngineError(
             f"{component.name} does not become one TensorRT engine: {coverage.supported} of {coverage.operators} operators "
-            f"in {coverage.engines} engine(s); left out: {names or 'none'}",
+            f"in {coverage.engines} engines; left out: {names or 'none'}",
             INSTEAD,
         )
     _check_card(component)
@@ -286,7 +286,7 @@ def run_plan(library: Any, plan: bytes, bindings: Bindings, component: Component
         ]
         for name, tensor in zip(bindings.inputs + bindings.outputs, held + outputs, strict=True):
             context.set_tensor_address(name, tensor.data_ptr())
-        # All tensors belong to the current stream, which waits at the end, so none of their memory is given away too early.
+        # All tensors belong to the current stream, which waits at the end: none of their memory is given away too early.
         stream.wait_stream(current)
         with torch.cuda.device(device):
             done = context.execute_async_v3(stream.cuda_stream)
@@ -306,7 +306,7 @@ def _compile_on_card(component: Component, program: ExportedProgram) -> bytes:
         settings = {
             "device": _gpu(component),
             "disable_tf32": True,
-            "use_explicit_typing": True,  # until torch-tensorrt 2.13; later the only way
+            "use_explicit_typing": True,  # earlier versions choose types themselves unless told; for later ones it is the only way
             "immutable_weights": True,
             "cache_built_engines": False,
             "reuse_cached_engines": False,

@@ -135,7 +135,7 @@ def _row(engine: "Engine") -> tuple[str, ...]:
         engine.key.component,
         engine.key.backend,
         str(engine.key.settings.get("dtype", "-")),
-        json.dumps(engine.key.shapes, separators=(",", ":")).replace('"', ""),
+        _shapes(engine.key.shapes),
         _size(engine.size_bytes),
         engine.created,
         f"{iou:.6f}" if isinstance(iou, float) else "-",
@@ -144,6 +144,14 @@ def _row(engine: "Engine") -> tuple[str, ...]:
     return tuple(
         printable(shorten(cell, 40 if column == "SHAPES" else 80)) for column, cell in zip(_COLUMNS, cells, strict=True)
     )
+
+
+def _shapes(shapes: Any) -> str:
+    """Write the inputs' usual shapes as 4x3x96x96; whatever else a key holds, as it is."""
+    try:
+        return " ".join("x".join(str(length) for length in each["shape"]) for each in shapes)
+    except (TypeError, KeyError):
+        return json.dumps(shapes, separators=(",", ":"))
 
 
 def _size(count: int) -> str:

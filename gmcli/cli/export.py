@@ -159,8 +159,7 @@ def export_trt(
         _dry_run(_load(checkpoint, revision, vision_tower, *_where(device, dtype)), names, questions)
         return
     if ahead:
-        # Not bf16, which runs on a GPU have by default: TensorRT-RTX has no transposed convolution in it.
-        dtype = "fp16" if dtype == "auto" else dtype
+        dtype = "bf16" if dtype == "auto" else dtype  # as `infer` has it on a GPU
         _ahead(_load(checkpoint, revision, vision_tower, "cpu", dtype), dtype, ahead, names or _NAMES, questions)
         return
     device, dtype = _where(device, dtype)

@@ -103,7 +103,7 @@ def test_files_that_are_missing_or_damaged_are_told_from_other_failures(backend,
     with pytest.raises(EngineError, match=f"{module.MODEL}: cannot be loaded") as caught:
         module.load(component, tmp_path)
     assert "\n" not in caught.value.message
-    assert "engines build" in caught.value.hint
+    assert "engines prune" in caught.value.hint
 
 
 def test_openvino_needs_its_weights_beside_the_graph(pieces, built, tmp_path):

@@ -190,9 +190,9 @@ class TestBuild:
         for binding in bindings.inputs + bindings.outputs:
             assert binding.encode() in plan
 
-    def test_without_a_card_nothing_is_built(self, pieces, tmp_path, device_queries):
-        with pytest.raises(EngineError, match=r"sam_mask_decoder in torch.float32 on cpu") as caught:
-            tensorrt.build(pieces["sam_mask_decoder"], tmp_path)
+    def test_without_a_card_nothing_is_built(self, tmp_path, device_queries):
+        with pytest.raises(EngineError, match=r"tiny in torch.float32 on cpu") as caught:
+            tensorrt.build(tiny(nn.Linear(4, 2)), tmp_path)
         assert "eager" in caught.value.hint
         assert not any(tmp_path.iterdir())
 
@@ -236,7 +236,7 @@ class TestFiles:
         with pytest.raises(EngineError, match=r"model.engine: cannot be loaded") as caught:
             tensorrt.load(tiny(nn.Identity()), tmp_path)
         assert "\n" not in caught.value.message
-        assert "engines build" in caught.value.hint
+        assert "engines prune" in caught.value.hint
 
     def test_no_file_is_a_pickle(self, tmp_path):
         tensorrt.write_plan(tmp_path, tensorrt.PLAN, b"plan", self.bindings)
@@ -309,6 +309,7 @@ class TestEnvironment:
             tensorrt.dry_run(tiny(nn.Linear(4, 2)))
         assert "doctor" in caught.value.hint
 
+    @needs_rtx
     @pytest.mark.parametrize("module", ["tensorrt_rtx", "onnxscript"])
     def test_a_missing_library_of_the_plan_is_named_with_the_command(self, module, monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)

@@ -55,7 +55,7 @@ def test_list_shows_a_line_an_engine(store, gmcli):
     assert done.exit_code == 0
     assert [line.split() for line in done.stdout.splitlines()] == [
         ["COMPONENT", "BACKEND", "DTYPE", "SHAPES", "SIZE", "CREATED", "IOU", "NAME"],
-        ["clip", "openvino", "float32", "{0:[1,4]}", "2.3", "MB", engine.created, "0.999870", engine.path.name],
+        ["clip", "openvino", "float32", '{"0":[1,4]}', "2.3", "MB", engine.created, "0.999870", engine.path.name],
     ]
     [found] = json.loads(gmcli("list", "--json").stdout)
     assert found == {
