@@ -65,6 +65,18 @@ def test_the_padded_layout_limits_frames():
         load_config(None, {"visual_tokens": "pooled_padded", "frames": 101})
 
 
+def test_weights_in_few_bits_are_for_what_is_not_compiled_ahead():
+    for backend in BACKENDS:
+        settings = {"llm_weights": "int8", "backend": backend}
+        if backend in ("eager", "inductor"):
+            assert load_config(None, settings) == RunConfig(**settings)
+            continue
+        with pytest.raises(ConfigError, match=f"^llm_weights int8 needs .* what {backend} compiles ahead holds float"):
+            load_config(None, settings)
+    with pytest.raises(ConfigError, match="--llm-weights must be one of int8, int4, not 'int2'"):
+        load_config(None, {"llm_weights": "int2"})
+
+
 def test_what_decides_the_masks_is_separate_from_what_does_not():
     names = {f.name for f in dataclasses.fields(RunConfig)}
     assert names >= FREE

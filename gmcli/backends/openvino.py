@@ -65,7 +65,8 @@ def load(component: Component, folder: Path | None) -> Run:
         compiled = core.compile_model(model, "CPU", settings)
     except Exception as error:
         raise EngineError(
-            f"{folder / MODEL}: cannot be loaded ({reason(error)})", "Remove it with `gmcli engines prune --all` and run again."
+            f"{folder / MODEL}: cannot be loaded ({reason(error)})",
+            "Remove it with `gmcli engines prune --all` and run again.",
         ) from error
     request = compiled.create_infer_request()
 

@@ -13,10 +13,12 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 
 from gmcli.checkpoints.keys import original_config, original_to_own, tower_to_own
 from gmcli.checkpoints.locate import CheckpointFiles, VisionTowerFiles, locate_checkpoint, read_tokenizer
+from gmcli.config import check_llm_weights
 from gmcli.errors import CheckpointError, EnvironmentProblem
 from gmcli.model.config import ClipSizes, MoraConfig
 from gmcli.model.generate import SpecialIds
 from gmcli.model.mora import Mora, build_on_meta, restore_buffers
+from gmcli.model.quantize import linear_layers, quantized_linear
 from gmcli.model.tokenizer import Tokenizer
 
 # Names of types in safetensors files.
@@ -50,26 +52,37 @@ def load_checkpoint(
     device: str | torch.device = "cpu",
     dtype: str = "fp32",
     attention: str = "auto",
+    llm_weights: str | None = None,
 ) -> Checkpoint:
     """Load a checkpoint of either layout, in evaluation mode.
 
     dtype: "fp32", "bf16" or "fp16", for all weights but SAM's prompt encoder, whose coordinates need float32.
     attention: "auto", "sdpa", "flash_attention_2" or "eager"; "auto" takes flash-attn where it is installed and fits.
-    Raises CheckpointError that lists every missing, surplus or misshapen key; EnvironmentProblem for flash-attn.
+    llm_weights: "int8" or "int4" for the linear layers of LLaMA's blocks. Each is quantised as it is read, so that the
+    device never holds more than one of them as floats: a model fits that would not fit before it is quantised.
+    Raises CheckpointError that lists every missing, surplus or misshapen key; EnvironmentProblem for flash-attn, torchao or
+    a device that has no kernels for llm_weights.
     """
     files = locate_checkpoint(ref) if isinstance(ref, str) else ref
     device = torch.device(device)
+    check_llm_weights(llm_weights, device.type, dtype)
     config, sources = check_checkpoint(files)
     model = build_on_meta(config, choose_attention(attention, device, dtype))
+    small = {f"language_model.{name}.weight" for name in linear_layers(model.language_model)} if llm_weights else set()
     by_file: dict[Path, dict[str, str]] = {}
     for ours, source in sources.items():
         by_file.setdefault(source.file, {})[source.key] = ours
     for file, names in by_file.items():
-        state = {
-            names[key]: tensor.to(device=device, dtype=_dtype_of(names[key], dtype), copy=True)
-            for key, tensor in read_tensors(file)
-            if key in names
-        }
+        state = {}
+        for key, tensor in read_tensors(file):
+            if key not in names:
+                continue
+            name = names[key]
+            own = tensor.to(device=device, dtype=_dtype_of(name, dtype), copy=True)
+            if llm_weights and name in small:
+                model.set_submodule(name.removesuffix(".weight"), quantized_linear(own, llm_weights))
+            else:
+                state[name] = own
         model.load_state_dict(state, strict=False, assign=True)
     restore_buffers(model, device)
     model.eval().requires_grad_(False)

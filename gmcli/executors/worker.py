@@ -96,6 +96,7 @@ def _build(setup: WorkerSetup) -> "Segmenter":
     from gmcli.checkpoints.load import load_checkpoint
     from gmcli.engines import prepare_engines
     from gmcli.errors import EnvironmentProblem
+    from gmcli.resources import private_dir
     from gmcli.segmenter import Segmenter
 
     if setup.device == "cuda" and not torch.cuda.is_available():
@@ -106,7 +107,15 @@ def _build(setup: WorkerSetup) -> "Segmenter":
     if setup.device == "cuda" and setup.dtype == "bf16" and not torch.cuda.is_bf16_supported():
         raise EnvironmentProblem(f"{torch.cuda.get_device_name()} has no bf16", "Use --dtype fp16 or fp32.")
     torch.set_num_threads(setup.threads)
-    checkpoint = load_checkpoint(setup.files, device=setup.device, dtype=setup.dtype, attention=setup.config.attention)
+    checkpoint = load_checkpoint(
+        setup.files,
+        device=setup.device,
+        dtype=setup.dtype,
+        attention=setup.config.attention,
+        llm_weights=setup.config.llm_weights,
+    )
+    # torch's own place for what it compiles is a name in /tmp that anybody can guess.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(private_dir("inductor")))
     engines = prepare_engines(checkpoint, setup.config.backend, questions=setup.config.questions_per_batch)
     return Segmenter(checkpoint, setup.config, setup.device, engines)
 

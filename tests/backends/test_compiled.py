@@ -14,8 +14,8 @@ from gmcli.backends.component import Axis, Component
 from gmcli.backends.export import guarded, reason
 from gmcli.checkpoints.load import load_checkpoint
 from gmcli.checkpoints.locate import locate_checkpoint
+from gmcli.components import components
 from gmcli.errors import EngineError, EnvironmentProblem
-from gmcli.model.components import components
 
 BACKENDS = {"inductor": inductor, "aot_inductor": aot_inductor, "openvino": openvino}
 NAMES = ("clip", "sam_image_encoder", "sam_mask_decoder", "llm")

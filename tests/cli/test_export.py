@@ -90,7 +90,11 @@ def test_a_capability_that_tensorrt_rtx_does_not_know_is_named_with_the_way_out(
     [
         (("infer", "{manifest}", "--backend", "tensorrt", "--gpus", "cpu"), 2, "runs on an NVIDIA GPU"),
         (("infer", "{manifest}", "--backend", "tensorrt_rtx", "--gpus", "cpu"), 2, "runs on an NVIDIA GPU"),
-        (("infer", "{manifest}", "--backend", "openvino", "--gpus", "cpu", "--dtype", "fp16"), 2, "on a CPU in fp32 or bf16"),
+        (
+            ("infer", "{manifest}", "--backend", "openvino", "--gpus", "cpu", "--dtype", "fp16"),
+            2,
+            "on a CPU in fp32 or bf16",
+        ),
         (("export", "--backend", "openvino", "--device", "cpu", "--dtype", "fp16"), 2, "on a CPU in fp32 or bf16"),
         (("export", "--backend", "inductor"), 2, "inductor"),
         (("export-trt", "--device", "cpu"), 2, "runs on an NVIDIA GPU"),
