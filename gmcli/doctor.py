@@ -130,6 +130,10 @@ PACKAGES = (
         install="pip install 'gmcli[trt]'",
         repair="pip uninstall -y torch-tensorrt torch-tensorrt-rtx; pip install 'gmcli[trt]'",
     ),
+    Package(
+        "OpenVINO", "openvino", ("openvino",), "2026.4", False, "pip install 'gmcli[openvino]'", f"{_AGAIN} openvino"
+    ),
+    Package("torchao", "torchao", ("torchao",), "0.18", False, "pip install 'gmcli[quant]'", f"{_AGAIN} torchao"),
     # Repaired without pip's cache: what lies there was built for the torch of its day.
     Package(
         name="flash-attn",

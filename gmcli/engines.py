@@ -4,11 +4,11 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -26,6 +26,9 @@ from gmcli.model.generate import EagerLanguage, Language, TensorLanguage
 from gmcli.model.linear import choose_linear, use_linear
 from gmcli.model.mora import Mora
 from gmcli.model.sam_encoder import AttentionKind, encode
+
+if TYPE_CHECKING:
+    from gmcli.backends.tensorrt import Coverage
 
 log = logging.getLogger("gmcli.engines")
 
@@ -155,6 +158,21 @@ def build_ahead(
 
         made.append(store.get_or_build(plan.key, build))
     return made
+
+
+def tensorrt_coverage(
+    checkpoint: Checkpoint, *, questions: int, only: Sequence[str] = COMPONENTS
+) -> "Iterator[tuple[str, Coverage]]":
+    """Yield what TensorRT would take of each component at a GPU's batch sizes; nothing is built.
+
+    Raises EnvironmentProblem without torch-tensorrt, and without a GPU's driver, which it asks for when it is imported.
+    """
+    from gmcli.backends.tensorrt import dry_run
+
+    batch = {name: load_recipe(name).batch["cuda"] for name in COMPONENTS}
+    for name, component in components(checkpoint.model, batch, questions=questions).items():
+        if name in only:
+            yield name, dry_run(component)
 
 
 def ensure_engine(checkpoint: Checkpoint, plan: Planned, store: Store) -> Engine:

@@ -1,7 +1,8 @@
 """Be a worker without a model: speak the driver's protocol, answer by the video's id, misbehave where the id says so.
 
 dies…: kills itself on every try. dies-once…: on the first try only (it leaves a file beside the video). hangs…: says
-nothing any more. half…: dies once, when the first of its results is delivered. slow…: takes a second and a half. bad…: the video is at fault. Anything else is answered at once.
+nothing any more. half…: dies once, when the first of its results is delivered. slow…: takes a second and a half. bad…: the
+video is at fault. Anything else is answered at once.
 """
 
 import os

@@ -439,6 +439,8 @@ def test_every_check_is_there_once_with_a_remedy_unless_ok(real_run: Result) -> 
     assert {c["name"] for c in checks if not c["required"]} == {
         "decord",
         "torch-tensorrt",
+        "OpenVINO",
+        "torchao",
         "flash-attn",
         "ray",
         "CUDA",

@@ -15,7 +15,8 @@ import torch
 
 from gmcli.backends.component import Component, Run
 from gmcli.backends.export import INSTEAD, free_lengths, reason
-from gmcli.backends.tensorrt import Bindings, bindings_of, export, in_parts, profile, read_plan, run_plan, write_plan
+from gmcli.backends.tensorrt import bindings_of, export, profile
+from gmcli.backends.trt_plan import Bindings, in_parts, read_plan, run_plan, write_plan
 from gmcli.errors import EngineError, EnvironmentProblem
 from gmcli.text import printable, shorten
 

@@ -171,17 +171,11 @@ def export_trt(
 def _dry_run(checkpoint: "Checkpoint", names: "Sequence[str]", questions: int) -> None:
     import sys
 
-    from gmcli.backends.recipe import load_recipe
-    from gmcli.backends.tensorrt import dry_run
-    from gmcli.components import components
+    from gmcli.engines import tensorrt_coverage
     from gmcli.errors import EXIT_CHECKPOINT
 
-    batch = {name: load_recipe(name).batch["cuda"] for name in _NAMES}
     whole = True
-    for name, component in components(checkpoint.model, batch, questions=questions).items():
-        if names and name not in names:
-            continue
-        coverage = dry_run(component)
+    for name, coverage in tensorrt_coverage(checkpoint, questions=questions, only=names or _NAMES):
         whole &= coverage.whole
         left = ", ".join(f"{operator} ({count})" for operator, count in coverage.left_out.items())
         click.echo(

@@ -202,7 +202,7 @@ def _dry_run(
     where = f"{config.workers or 1} workers on the CPU" if gpus is None else f"GPUs {', '.join(gpus)}"
     click.echo(f"checkpoint     {files.path} ({len(sources)} tensors, all fit)")
     click.echo(f"visual tokens  {config.visual_tokens or model.visual_tokens}, {config.frames} frames")
-    click.echo(f"workers        {where}")
+    click.echo(f"workers        {where}, backend {config.backend}")
     total = sum(len(t.questions) for t in tasks)
     click.echo(f"to answer      {sum(len(j.pending) for j in jobs)} of {total} questions, in {len(jobs)} videos:")
     _print_jobs(jobs)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from gmcli.backends import rtx_plan, tensorrt
+from gmcli.backends import rtx_plan, tensorrt, trt_plan
 from gmcli.backends.component import Axis, Component
 from gmcli.checkpoints.load import load_checkpoint
 from gmcli.checkpoints.locate import locate_checkpoint
@@ -97,7 +97,7 @@ class TestExport:
         program = tensorrt.export(pieces["sam_mask_decoder"])
         (found,) = program.range_constraints.values()
         assert (found.lower, found.upper) == (1, 3)
-        assert tensorrt.bindings_of(program) == tensorrt.Bindings(
+        assert tensorrt.bindings_of(program) == trt_plan.Bindings(
             ("image_embeddings", "prompts"), ("output0", "output1")
         )
 
@@ -184,7 +184,7 @@ class TestBuild:
         component = in_dtype(pieces[name], dtype)
         tensorrt.build(component, tmp_path)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["bindings.json", "model.engine"]
-        plan, bindings = tensorrt.read_plan(tmp_path, tensorrt.PLAN)
+        plan, bindings = trt_plan.read_plan(tmp_path, tensorrt.PLAN)
         weights = sum(each.numel() * each.element_size() for each in component.module.parameters())
         assert len(plan) > weights / 2
         for binding in bindings.inputs + bindings.outputs:
@@ -203,7 +203,7 @@ class TestBuild:
         module = nn.Sequential(nn.ConvTranspose2d(3, 4, 2, 2), nn.GELU())
         component = tiny(module.bfloat16(), torch.zeros(3, 3, 4, 4, dtype=torch.bfloat16))
         tensorrt.build(component, tmp_path)
-        plan, bindings = tensorrt.read_plan(tmp_path, tensorrt.PLAN)
+        plan, bindings = trt_plan.read_plan(tmp_path, tensorrt.PLAN)
         for binding in bindings.inputs + bindings.outputs:
             assert binding.encode() in plan
 
@@ -220,11 +220,11 @@ def test_other_types_are_refused(dtype, tmp_path):
 
 
 class TestFiles:
-    bindings = tensorrt.Bindings(("x",), ("output0",))
+    bindings = trt_plan.Bindings(("x",), ("output0",))
 
     def test_a_plan_comes_back_as_it_was_written(self, tmp_path):
-        tensorrt.write_plan(tmp_path, tensorrt.PLAN, b"plan", self.bindings)
-        assert tensorrt.read_plan(tmp_path, tensorrt.PLAN) == (b"plan", self.bindings)
+        trt_plan.write_plan(tmp_path, tensorrt.PLAN, b"plan", self.bindings)
+        assert trt_plan.read_plan(tmp_path, tensorrt.PLAN) == (b"plan", self.bindings)
 
     @pytest.mark.parametrize(
         "text", [None, "", "[]", "{}", '{"inputs": 1, "outputs": []}', '{"inputs": [1], "outputs": []}', "\udcff"]
@@ -232,15 +232,15 @@ class TestFiles:
     def test_what_is_missing_or_damaged_is_said_in_one_line(self, text, tmp_path):
         (tmp_path / tensorrt.PLAN).write_bytes(b"plan")
         if text is not None:
-            (tmp_path / tensorrt.BINDINGS).write_text(text, errors="surrogateescape")
+            (tmp_path / trt_plan.BINDINGS).write_text(text, errors="surrogateescape")
         with pytest.raises(EngineError, match=r"model.engine: cannot be loaded") as caught:
             tensorrt.load(tiny(nn.Identity()), tmp_path)
         assert "\n" not in caught.value.message
         assert "engines prune" in caught.value.hint
 
     def test_no_file_is_a_pickle(self, tmp_path):
-        tensorrt.write_plan(tmp_path, tensorrt.PLAN, b"plan", self.bindings)
-        assert json.loads((tmp_path / tensorrt.BINDINGS).read_text()) == {"inputs": ["x"], "outputs": ["output0"]}
+        trt_plan.write_plan(tmp_path, tensorrt.PLAN, b"plan", self.bindings)
+        assert json.loads((tmp_path / trt_plan.BINDINGS).read_text()) == {"inputs": ["x"], "outputs": ["output0"]}
         assert (tmp_path / tensorrt.PLAN).read_bytes() == b"plan"
 
 
@@ -252,7 +252,7 @@ class TestParts:
             rows.append(inputs[0].shape[0])
             return component.module(*inputs)
 
-        return tensorrt.in_parts(run, component), rows
+        return trt_plan.in_parts(run, component), rows
 
     @pytest.mark.parametrize(("rows", "parts"), [(1, [1]), (3, [3]), (4, [3, 1]), (7, [3, 3, 1])])
     def test_a_batch_greater_than_the_profile_goes_in_parts(self, rows, parts, pieces):
@@ -272,14 +272,14 @@ class TestParts:
         assert seen == [3, 2]
 
     def test_where_more_than_the_batch_varies_nothing_is_split(self, pieces):
-        assert tensorrt.in_parts(len, pieces["llm"]) is len
+        assert trt_plan.in_parts(len, pieces["llm"]) is len
 
 
 class TestEnvironment:
     def test_a_missing_library_is_named_with_the_command(self, monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
         component = tiny(nn.Linear(4, 2))
-        tensorrt.write_plan(tmp_path, tensorrt.PLAN, b"plan", TestFiles.bindings)
+        trt_plan.write_plan(tmp_path, tensorrt.PLAN, b"plan", TestFiles.bindings)
         for ask in (
             lambda: tensorrt.versions(CPU),
             lambda: tensorrt.input_specs(component),
@@ -342,7 +342,7 @@ class TestRtxPlan:
         monkeypatch.setattr(rtx_plan, "export_onnx", lambda component: model)
         component = pieces["sam_mask_decoder"]
         facts = rtx_plan.build_plan(component, tmp_path, "8.9")
-        plan, bindings = tensorrt.read_plan(tmp_path, rtx_plan.PLAN)
+        plan, bindings = trt_plan.read_plan(tmp_path, rtx_plan.PLAN)
         assert facts == {
             "compute_capability": "8.9",
             "dtype": "float32",
@@ -378,7 +378,7 @@ class TestRtxPlan:
         assert known == sorted(known, key=lambda each: tuple(map(int, each.split("."))))
 
     def test_what_it_cannot_build_is_said_in_one_line(self, tmp_path, monkeypatch):
-        bindings = tensorrt.Bindings(("x",), ("output0",))
+        bindings = trt_plan.Bindings(("x",), ("output0",))
         monkeypatch.setattr(rtx_plan, "export_onnx", lambda component: (b"no such model", bindings))
         with pytest.raises(EngineError, match=r"TensorRT-RTX cannot read tiny: .*ONNX") as caught:
             rtx_plan.build_plan(tiny(nn.Linear(4, 2)), tmp_path, "8.9")
@@ -393,7 +393,7 @@ class TestRtxPlan:
     def test_without_a_card_a_plan_is_not_loaded(self, tmp_path):
         with pytest.raises(EngineError, match=r"plan.engine: cannot be loaded"):
             rtx_plan.load_plan(tiny(nn.Identity()), tmp_path)
-        tensorrt.write_plan(tmp_path, rtx_plan.PLAN, b"plan", TestFiles.bindings)
+        trt_plan.write_plan(tmp_path, rtx_plan.PLAN, b"plan", TestFiles.bindings)
         with pytest.raises(EngineError, match="on cpu"):
             rtx_plan.load_plan(tiny(nn.Identity()), tmp_path)
 
@@ -464,7 +464,7 @@ class TestOnCard:
 
     def test_a_damaged_plan_is_refused(self, loaded, tmp_path):
         component = loaded["fp32"]["sam_mask_decoder"]
-        tensorrt.write_plan(tmp_path, tensorrt.PLAN, b"no plan", TestFiles.bindings)
+        trt_plan.write_plan(tmp_path, tensorrt.PLAN, b"no plan", TestFiles.bindings)
         with pytest.raises(EngineError, match="cannot load the plan"):
             tensorrt.load(component, tmp_path)
 
