@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from gmcli.agreement import mask_agreement, sample_masks
@@ -92,15 +94,15 @@ def prepare_engines(checkpoint: Checkpoint, backend: str, *, questions: int, sto
     engines = eager_engines(checkpoint.model)
     if backend == "eager":
         return engines
-    library, store = choose_backend(backend), store or Store()
+    library, store, reference = choose_backend(backend), store or Store(), Reference(checkpoint)
     for plan in plan_engines(checkpoint, backend, questions=questions):
         if library.STORES:
             with store.using(plan.key):
-                engine = ensure_engine(checkpoint, plan, store)
+                engine = ensure_engine(reference, plan, store)
                 run, label = library.load(plan.component, engine.path), engine.name
             if "mask_iou" not in engine.facts:
                 # Built for this GPU on a machine without one: only here can it be compared.
-                verify_component(checkpoint, plan.component, plan.recipe, run)
+                verify_component(reference, plan.component, plan.recipe, run)
         else:
             run, label = library.load(plan.component, None), backend
         engines = with_component(engines, plan.component.name, run, label)
@@ -175,14 +177,29 @@ def tensorrt_coverage(
             yield name, dry_run(component)
 
 
-def ensure_engine(checkpoint: Checkpoint, plan: Planned, store: Store) -> Engine:
+class Reference:
+    """Hold what compiled components are compared with: the uncompiled ones and their masks, drawn when first asked for."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.engines = eager_engines(checkpoint.model)
+        self._masks: NDArray[np.bool_] | None = None
+
+    def masks(self) -> NDArray[np.bool_]:
+        """Return the masks of the sample; see sample_masks."""
+        if self._masks is None:
+            self._masks = sample_masks(self.checkpoint, self.engines)
+        return self._masks
+
+
+def ensure_engine(reference: Reference, plan: Planned, store: Store) -> Engine:
     """Return a stored engine; build and verify it first where there is none."""
     backend, component = choose_backend(plan.backend), plan.component
 
     def build(folder: Path) -> dict[str, Any]:
         log.info("building %s with %s", component.name, plan.backend)
         backend.build(component, folder)
-        return verify_component(checkpoint, component, plan.recipe, backend.load(component, folder))
+        return verify_component(reference, component, plan.recipe, backend.load(component, folder))
 
     return store.get_or_build(plan.key, build)
 
@@ -204,15 +221,13 @@ def with_component(engines: Engines, name: str, run: Run, label: str) -> Engines
     return Engines(**parts, used={**engines.used, name: label})
 
 
-def verify_component(checkpoint: Checkpoint, component: Component, recipe: EngineRecipe, run: Run) -> dict[str, Any]:
+def verify_component(reference: Reference, component: Component, recipe: EngineRecipe, run: Run) -> dict[str, Any]:
     """Compare the masks of a compiled component with those of the uncompiled one, on frames of a drawn clip.
 
     Returns what was found, for the engine's record. Raises EngineError where the IoU is below the recipe's tolerance.
     """
-    eager = eager_engines(checkpoint.model)
-    want = sample_masks(checkpoint, eager)
-    got = sample_masks(checkpoint, with_component(eager, component.name, run, "candidate"))
-    agreement = mask_agreement(want, got)
+    candidate = with_component(reference.engines, component.name, run, "candidate")
+    agreement = mask_agreement(reference.masks(), sample_masks(reference.checkpoint, candidate))
     full = component.example[0].dtype == torch.float32
     least = recipe.tolerance["full" if full else "reduced"]
     facts = {"mask_iou": agreement.iou, "least_mask_iou": agreement.least, "tolerance": least, "masks": agreement.count}

@@ -14,7 +14,15 @@ from gmcli.backends.store import Store
 from gmcli.checkpoints.load import load_checkpoint
 from gmcli.config import RunConfig
 from gmcli.data import Question, VideoTask
-from gmcli.engines import eager_engines, ensure_engine, plan_engines, prepare_engines, shared_copy, weights_sha256
+from gmcli.engines import (
+    Reference,
+    eager_engines,
+    ensure_engine,
+    plan_engines,
+    prepare_engines,
+    shared_copy,
+    weights_sha256,
+)
 from gmcli.errors import EngineError
 from gmcli.masks.rle import decode_rle
 from gmcli.model.linear import FastLinear
@@ -145,9 +153,9 @@ def spoil_masks(out):
 def test_an_engine_that_draws_other_masks_is_not_stored(small, store, fake):
     fake(spoil=spoil_masks)
     plans = {plan.component.name: plan for plan in plan_engines(small, "openvino", questions=4)}
-    assert ensure_engine(small, plans["sam_image_encoder"], store).facts["mask_iou"] == 1.0
+    assert ensure_engine(Reference(small), plans["sam_image_encoder"], store).facts["mask_iou"] == 1.0
     with pytest.raises(EngineError, match=r"the compiled sam_mask_decoder draws other masks: IoU 0\.\d+") as caught:
-        ensure_engine(small, plans["sam_mask_decoder"], store)
+        ensure_engine(Reference(small), plans["sam_mask_decoder"], store)
     assert "asks for 0.999" in caught.value.message
     assert store.find(plans["sam_mask_decoder"].key) is None
     with pytest.raises(EngineError):
@@ -161,7 +169,7 @@ def test_nan_is_not_mistaken_for_agreement(small, store, fake):
     fake(spoil=nan)
     plan = plan_engines(small, "openvino", questions=4, only=["sam_mask_decoder"])[0]
     with pytest.raises(EngineError, match="draws other masks"):
-        ensure_engine(small, plan, store)
+        ensure_engine(Reference(small), plan, store)
 
 
 def test_a_recipe_can_leave_a_backend_out_and_the_record_says_so(small, store, fake, monkeypatch, caplog):

@@ -116,13 +116,13 @@ def _export(checkpoint: "Checkpoint", plans: "Sequence[Planned]") -> None:
     import time
 
     from gmcli.backends.store import Store
-    from gmcli.engines import ensure_engine
+    from gmcli.engines import Reference, ensure_engine
 
-    store = Store()
+    store, reference = Store(), Reference(checkpoint)
     for plan in plans:
         start = time.monotonic()
         found = store.find(plan.key) is not None
-        engine = ensure_engine(checkpoint, plan, store)
+        engine = ensure_engine(reference, plan, store)
         how = "was there" if found else f"built in {time.monotonic() - start:.1f} s"
         click.echo(
             f"{plan.component.name:<18} {how}, mask IoU {engine.facts['mask_iou']:.6f}, "
