@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from gmcli.agreement import mask_agreement, sample_masks
+from gmcli.agreement import Agreement, Sample, make_sample, mask_agreement, sample_masks
 from gmcli.backends.choose import choose_backend
 from gmcli.backends.component import Component, Run
 from gmcli.backends.engine_folder import Engine, EngineKey
@@ -183,13 +183,15 @@ class Reference:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.engines = eager_engines(checkpoint.model)
-        self._masks: NDArray[np.bool_] | None = None
+        self._drawn: tuple[Sample, NDArray[np.bool_]] | None = None
 
-    def masks(self) -> NDArray[np.bool_]:
-        """Return the masks of the sample; see sample_masks."""
-        if self._masks is None:
-            self._masks = sample_masks(self.checkpoint, self.engines)
-        return self._masks
+    def compare(self, candidate: Engines) -> Agreement:
+        """Compare the masks of a sample with those that other parts draw. Raises EngineError as mask_agreement does."""
+        if self._drawn is None:
+            sample = make_sample(self.checkpoint, self.engines)
+            self._drawn = sample, sample_masks(self.checkpoint, self.engines, sample)
+        sample, want = self._drawn
+        return mask_agreement(want, sample_masks(self.checkpoint, candidate, sample))
 
 
 def ensure_engine(reference: Reference, plan: Planned, store: Store) -> Engine:
@@ -227,7 +229,7 @@ def verify_component(reference: Reference, component: Component, recipe: EngineR
     Returns what was found, for the engine's record. Raises EngineError where the IoU is below the recipe's tolerance.
     """
     candidate = with_component(reference.engines, component.name, run, "candidate")
-    agreement = mask_agreement(reference.masks(), sample_masks(reference.checkpoint, candidate))
+    agreement = reference.compare(candidate)
     full = component.example[0].dtype == torch.float32
     least = recipe.tolerance["full" if full else "reduced"]
     facts = {"mask_iou": agreement.iou, "least_mask_iou": agreement.least, "tolerance": least, "masks": agreement.count}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gmcli import engines as module
-from gmcli.agreement import mask_agreement, sample_masks
+from gmcli.agreement import make_sample, mask_agreement, sample_masks
 from gmcli.backends.store import Store
 from gmcli.checkpoints.load import load_checkpoint
 from gmcli.config import RunConfig
@@ -202,15 +202,29 @@ def test_agreement_counts_pixels():
 
 
 def test_sample_masks_do_not_depend_on_the_way_but_on_the_weights(small):
-    want = sample_masks(small, eager_engines(small.model))
-    assert want.shape == (6, 192, 192)
-    assert (want == sample_masks(small, eager_engines(small.model))).all()
+    engines = eager_engines(small.model)
+    sample = make_sample(small, engines)
+    want = sample_masks(small, engines, sample)
+    assert want.shape == (12, 192, 192)
+    assert (want == sample_masks(small, eager_engines(small.model), sample)).all()
     changed = shared_copy(small.model)
     with torch.no_grad():
         layer = changed.text_hidden_fcs[0][2]
         layer.weight = nn.Parameter(-layer.weight, requires_grad=False)
-    other = sample_masks(dataclasses.replace(small, model=changed), eager_engines(changed))
+    other = sample_masks(dataclasses.replace(small, model=changed), eager_engines(changed), sample)
     assert (want != other).any()
+
+
+def test_answers_of_the_sample_are_the_models_own_where_they_point_at_something():
+    trained = load_checkpoint("mora-tiny")
+    sample = make_sample(trained, eager_engines(trained.model))
+    assert all(trained.special.seg in ids for ids in sample.answers)
+    assert all("[SEG] [LOC]" in trained.tokenizer.answer(ids) for ids in sample.answers)
+
+
+def test_a_model_that_points_at_nothing_is_made_to(small):
+    sample = make_sample(small, eager_engines(small.model))
+    assert {small.tokenizer.answer(ids) for ids in sample.answers} == {"It is [SEG]."}
 
 
 @pytest.mark.slow
