@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from gmcli.agreement import make_sample, mask_agreement, sample_masks
 from gmcli.backends.store import Store
 from gmcli.checkpoints.load import load_checkpoint
 from gmcli.config import RunConfig
-from gmcli.data import Question, VideoTask
 from gmcli.engines import (
     Reference,
     eager_engines,
@@ -24,6 +24,7 @@ from gmcli.engines import (
     weights_sha256,
 )
 from gmcli.errors import EngineError
+from gmcli.manifest import read_manifest
 from gmcli.masks.rle import decode_rle
 from gmcli.model.linear import FastLinear
 from gmcli.model.preprocess import clip_pixels, sam_pixels
@@ -228,16 +229,51 @@ def test_a_model_that_points_at_nothing_is_made_to(small):
 
 
 @pytest.mark.slow
-def test_a_run_on_openvino_draws_the_masks_of_an_uncompiled_one(small, clips, tmp_path):
+def test_mora_tiny_answers_and_masks_on_openvino_as_it_does_uncompiled(tmp_path):
     pytest.importorskip("openvino")
-    asked = VideoTask("v", str(clips / "a.mp4"), (Question("q0", "Who moves?"), Question("q1", "What falls off?")))
-    config = RunConfig(frames=4)
-    want = Segmenter(small, config, "cpu").segment(asked)
-    engines = prepare_engines(small, "openvino", questions=16, store=Store(tmp_path / "engines"))
-    got = Segmenter(small, config, "cpu", engines).segment(asked)
+    trained = load_checkpoint("mora-tiny")
+    root = Path(__file__).parent.parent / "examples"
+    tasks = read_manifest(root / "manifest.yaml")
+    engines = prepare_engines(trained, "openvino", questions=16, store=Store(tmp_path / "engines"))
     assert "eager" not in engines.used.values()
-    for a, b in zip(want.results, got.results, strict=True):
-        assert (a.answer, a.status, a.span) == (b.answer, b.status, b.span)
-        pairs = [(decode_rle(x), decode_rle(y)) for x, y in zip(a.masks, b.masks, strict=True)]
-        common, either = sum((x & y).sum() for x, y in pairs), sum((x | y).sum() for x, y in pairs)
-        assert common >= 0.999 * either
+    config = RunConfig(mask_frames="sampled")
+    plain, compiled = Segmenter(trained, config, "cpu"), Segmenter(trained, config, "cpu", engines)
+    for asked in tasks:
+        want, got = plain.segment(asked).results, compiled.segment(asked).results
+        for a, b in zip(want, got, strict=True):
+            assert (a.answer, a.status, a.span) == (b.answer, b.status, b.span)
+            pairs = [(decode_rle(x), decode_rle(y)) for x, y in zip(a.masks, b.masks, strict=True)]
+            common, either = sum((x & y).sum() for x, y in pairs), sum((x | y).sum() for x, y in pairs)
+            assert common >= 0.999 * either > 0
+
+
+@pytest.mark.slow
+def test_a_real_engine_is_found_rebuilt_when_damaged_and_passed_over_when_versions_change(
+    small, store, monkeypatch, caplog
+):
+    openvino = pytest.importorskip("gmcli.backends.openvino")
+    pytest.importorskip("openvino")
+
+    def decoder():
+        return plan_engines(small, "openvino", questions=4, only=["sam_mask_decoder"])[0]
+
+    reference = Reference(small)
+    first = ensure_engine(reference, decoder(), store)
+    assert first.facts["mask_iou"] >= 0.999
+    weights = first.path / openvino.WEIGHTS
+    written = weights.stat().st_ino
+    assert ensure_engine(reference, decoder(), Store(store.root)).path == first.path
+    assert weights.stat().st_ino == written, "built again"
+    content = bytearray(weights.read_bytes())
+    content[100] ^= 255
+    weights.chmod(0o600)
+    weights.write_bytes(content)
+    with pytest.raises(EngineError, match=openvino.WEIGHTS):
+        store.find(decoder().key)
+    with caplog.at_level(logging.WARNING):
+        ensure_engine(reference, decoder(), store)
+    assert openvino.WEIGHTS in caplog.text
+    assert weights.read_bytes() != bytes(content)
+    real = openvino.versions
+    monkeypatch.setattr(openvino, "versions", lambda device: real(device) | {"openvino": "1900.1"})
+    assert store.find(decoder().key) is None

@@ -227,8 +227,8 @@ def test_a_rename_that_fails_at_any_moment_loses_nothing(tmp_path, tasks, monkey
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments_leave_the_tree_of_an_undisturbed_run(tmp_path, tasks):
-    """SIGKILL the driver at random moments, twenty times, re-running in between; the end equals an undisturbed run."""
+def test_kills_at_random_moments_leave_the_tree_of_an_undisturbed_run(tmp_path, tasks):
+    """SIGKILL the driver at random moments, re-running in between; the end equals an undisturbed run."""
     run_tasks(tmp_path / "fresh", tasks)
     want = tree(tmp_path / "fresh")
     random.seed(5)
@@ -241,7 +241,8 @@ def test_twenty_kills_at_random_moments_leave_the_tree_of_an_undisturbed_run(tmp
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "timing")], check=True)
     whole = time.monotonic() - start
     killed = 0
-    for round_number in range(20):
+    # A run that was to be killed may be over first: then it counts for nothing.
+    for round_number in range(80):
         out = tmp_path / f"killed{round_number // 4}"
         process = subprocess.Popen([sys.executable, "-c", code, str(out)])
         try:
@@ -254,7 +255,9 @@ def test_twenty_kills_at_random_moments_leave_the_tree_of_an_undisturbed_run(tmp
             run_tasks(out, tasks)
             assert tree(out) == want
             assert verify(out).problems == ()
-    assert killed >= 5
+            if killed >= 8:
+                break
+    assert killed >= 8
 
 
 def test_verify_names_every_kind_of_damage_and_infer_repairs_it(tmp_path, tasks):
