@@ -36,18 +36,19 @@ def write_item(
     writing fails; then the question has no item file, or its former one.
     """
     wanted = set(formats)
-    pngs: dict[str, str] | None = None
+    # 32 bytes a mask, in the masks' order: as text they would be most of what the driver holds of a long clip.
+    hashes: bytearray | None = None
     if wanted & {"png", "png1"}:
-        pngs = {}
+        hashes = bytearray()
         bits: Bits = 1 if "png1" in wanted else 8
         threads = threads or min(_MOST_THREADS, cpu_count())
         with ThreadPoolExecutor(threads, thread_name_prefix="png") as pool:
             folder = mask_folder(result.video_id, result.question_id)
-            write_folder(root, folder, _pngs(result, bits, pool, 2 * threads, pngs))
+            write_folder(root, folder, _pngs(result, bits, pool, 2 * threads, hashes))
     sha256 = hashlib.sha256()
 
     def write(file: BinaryIO) -> None:
-        for piece in _json(result, question, pngs, "rle" in wanted):
+        for piece in _json(result, question, hashes, "rle" in wanted):
             content = piece.encode()
             sha256.update(content)
             file.write(content)
@@ -62,16 +63,17 @@ def mask_folder(video: str, question: str) -> str:
 
 
 def _pngs(
-    result: ItemResult, bits: Bits, pool: ThreadPoolExecutor, ahead: int, hashes: dict[str, str]
+    result: ItemResult, bits: Bits, pool: ThreadPoolExecutor, ahead: int, hashes: bytearray
 ) -> Iterator[tuple[str, bytes]]:
     """Yield mask files by name, in order, and note their hashes; at most `ahead` of them are held."""
     nothing = empty_rle(result.masks[0].size) if result.masks else None
-    known: dict[Rle, Future[tuple[bytes, str]]] = {}
-    waiting: deque[tuple[str, Future[tuple[bytes, str]]]] = deque()
+    known: dict[Rle, Future[tuple[bytes, bytes]]] = {}
+    waiting: deque[tuple[str, Future[tuple[bytes, bytes]]]] = deque()
 
     def next_one() -> tuple[str, bytes]:
         name, encoded = waiting.popleft()
-        content, hashes[name] = encoded.result()
+        content, digest = encoded.result()
+        hashes.extend(digest)
         return name, content
 
     for name, rle in zip(result.names, result.masks, strict=True):
@@ -88,12 +90,12 @@ def _pngs(
         yield next_one()
 
 
-def _png(rle: Rle, bits: Bits) -> tuple[bytes, str]:
+def _png(rle: Rle, bits: Bits) -> tuple[bytes, bytes]:
     content = encode_png(decode_rle(rle), bits)
-    return content, hashlib.sha256(content).hexdigest()
+    return content, hashlib.sha256(content).digest()
 
 
-def _json(result: ItemResult, question: Question, pngs: dict[str, str] | None, rle: bool) -> Iterator[str]:
+def _json(result: ItemResult, question: Question, hashes: bytearray | None, rle: bool) -> Iterator[str]:
     """Yield the item file piece by piece: one object of JSON, on one line."""
     item: dict[str, Any] = {
         "video": result.video_id,
@@ -118,8 +120,12 @@ def _json(result: ItemResult, question: Question, pngs: dict[str, str] | None, r
             yield separator + _dumps(piece)[1:-1]
             separator = ", "
         yield "]"
-    if pngs is not None:
-        yield f', "png_sha256": {_dumps(pngs)}'
+    if hashes is not None:
+        yield ', "png_sha256": {'
+        for number, name in enumerate(result.names):
+            digest = hashes[32 * number : 32 * (number + 1)].hex()
+            yield f"{', ' if number else ''}{_dumps(f'{name}.png')}: {_dumps(digest)}"
+        yield "}"
     yield "}\n"
 
 

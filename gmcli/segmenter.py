@@ -345,6 +345,8 @@ class Segmenter:
                 task.id, plan.question.id, "failed", error="the model computed values that are not finite (NaN)"
             )
         nothing = empty_rle(clip.reader.size)
+        for i, mask in plan.masks.items():
+            plan.masks[i] = Rle(nothing.size, mask.counts)  # one size for all, in memory and in messages
         return ItemResult(
             video_id=task.id,
             question_id=plan.question.id,
