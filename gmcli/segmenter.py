@@ -8,11 +8,9 @@ RLE, and both queues are short, so memory does not grow with the length of the v
 with, if at all, is decided elsewhere (engines.py).
 """
 
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -35,6 +33,7 @@ from gmcli.model.prompt import build_prompt, tokenize_prompt
 from gmcli.model.sam import postprocess_masks
 from gmcli.overlap import ahead
 from gmcli.video import VideoReader, frame_range, open_video, read_frames, sample_indices, time_bins
+from gmcli.work import Work, timed
 
 Progress = Callable[[int], None]
 
@@ -50,21 +49,6 @@ _READ_AHEAD = 2
 _RLE_BEHIND = 16
 # Masks are brought to the frame's size some at a time: 2**25 float32 pixels are 128 MB.
 _MOST_PIXELS = 1 << 25
-
-
-@dataclass(slots=True)
-class Work:
-    """Count what a video cost: seconds by stage, and calls that tests compare with what should be needed."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    decoded_frames: int = 0
-    clip_frames: int = 0
-    prefixes: int = 0
-    llm_passes: int = 0
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-    sam_frames: int = 0
-    decoded_pairs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +125,11 @@ class Segmenter:
         A question that cannot be asked becomes a failed result; raises VideoError where the video itself is at fault.
         """
         work = Work()
-        with _timed(work, "decode"):
+        with timed(work, "decode"):
             reader = open_video(task.video, reader=self.config.reader, fps=task.fps)  # type: ignore[arg-type]
         with reader:
             clip = self._clip(reader, task)
-            with _timed(work, "decode"):
+            with timed(work, "decode"):
                 frames = read_frames(reader, clip.sampled)
                 work.decoded_frames += len(set(clip.sampled))
             plans, failures = self._ask(clip, frames, task.questions, work)
@@ -183,9 +167,9 @@ class Segmenter:
         self, clip: _Clip, frames: NDArray[np.uint8], questions: Sequence[Question], work: Work
     ) -> tuple[list[_Plan], list[tuple[Question, ItemError]]]:
         """Put all questions to the language model over one visual prefix (one for each frame in layout `frame`)."""
-        with _timed(work, "clip"):
+        with timed(work, "clip"):
             visual = self._visual(frames, work)
-        with _timed(work, "llm"):
+        with timed(work, "llm"):
             config, tokenizer = self.model.config, self.checkpoint.tokenizer
             prompts = [tokenize_prompt(build_prompt(q.text, config), tokenizer) for q in questions]
             before = prompts[0][0]
@@ -281,15 +265,15 @@ class Segmenter:
         with ahead(batches, _READ_AHEAD) as read, ThreadPoolExecutor(1, thread_name_prefix="rle") as pool:
             encoding: deque[tuple[int, _Plan, Future[Rle]]] = deque()
             while batch := list(islice(positions, count)):
-                with _timed(work, "decode"):
+                with timed(work, "decode"):
                     pixels = next(read)
                     work.decoded_frames += 0 if keep else len(batch)
                 masks = self._mask_batch(batch, pixels, clip.reader.size, plans, work)
-                with _timed(work, "rle"):
+                with timed(work, "rle"):
                     encoding.extend((i, plan, pool.submit(encode_rle, mask)) for i, plan, mask in masks)
                     _collect(encoding, _RLE_BEHIND)
                 progress(len(batch))
-            with _timed(work, "rle"):
+            with timed(work, "rle"):
                 _collect(encoding, 0)
         progress(len(clip.masked) - len(wanted))
 
@@ -303,7 +287,7 @@ class Segmenter:
         self, positions: list[int], pixels: torch.Tensor, size: tuple[int, int], plans: list[_Plan], work: Work
     ) -> Iterator[tuple[int, _Plan, NDArray[np.bool_]]]:
         """Encode some frames once and decode every prompt that wants them; return masks by frame and plan."""
-        with _timed(work, "sam_encoder"):
+        with timed(work, "sam_encoder"):
             embeddings = self.engines.encode(pixels.to(self.device, self.dtype))
             work.sam_frames += len(positions)
         pairs = [
@@ -316,7 +300,7 @@ class Segmenter:
         # Several [SEG] are several objects of one answer.
         union: dict[tuple[int, int], tuple[int, _Plan, NDArray[np.bool_]]] = {}
         bucket = max(1, min(self._batch["sam_mask_decoder"], _MOST_PIXELS // (size[0] * size[1])))
-        with _timed(work, "sam_decoder"):
+        with timed(work, "sam_decoder"):
             for start in range(0, len(pairs), bucket):
                 chunk = pairs[start : start + bucket]
                 low_res, iou = self.engines.decode(
@@ -389,11 +373,3 @@ def _at_rate(times: NDArray[np.float64], span: range, fps: float) -> list[int]:
     own = times[span.start : span.stop]
     ticks = np.arange(own[0], own[-1] + 1e-9, 1 / fps)
     return [span.start + int(i) for i in np.unique(_nearest(ticks, own))]
-
-
-@contextmanager
-def _timed(work: Work, stage: str) -> Iterator[None]:
-    # A GPU works while Python goes on: what a stage starts there is counted where its result is first needed.
-    start = time.perf_counter()
-    yield
-    work.seconds[stage] = work.seconds.get(stage, 0.0) + time.perf_counter() - start

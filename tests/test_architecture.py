@@ -18,7 +18,7 @@ MASKS = FLOOR | {"masks"}
 MODEL = FLOOR | {"model"}
 CHECKPOINTS = MODEL | {"checkpoints"}
 ENGINES = CHECKPOINTS | {"backends", "components", "engines", "agreement", "synth"}
-SEGMENTER = ENGINES | {"masks", "video", "overlap"}
+SEGMENTER = ENGINES | {"masks", "video", "overlap", "work"}
 RUN = FLOOR | {"ledger", "items", "progress", "masks", "executors", "kept_manifest"}
 ALLOWED = {
     "": FLOOR,
@@ -41,6 +41,7 @@ ALLOWED = {
     "components": MODEL | {"backends"},
     "bench": SEGMENTER | {"segmenter", "executors", "bench"},
     "overlap": set(),
+    "work": set(),
     "agreement": ENGINES,
     "engines": ENGINES,
     "checkpoints": CHECKPOINTS,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 import torch
+from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as shape_config
 
@@ -15,17 +16,23 @@ from gmcli.text import printable, shorten
 INSTEAD = "Run it uncompiled: --backend eager."
 
 
-def export(component: Component) -> ExportedProgram:
+def export(component: Component, module: nn.Module | None = None, *, batch: bool = False) -> ExportedProgram:
     """Export a component: static where only the batch varies (see in_buckets), else with its axes as free as they say.
 
-    Raises EngineError where torch cannot follow the module, or would fix an axis that is to vary.
+    module: an equal one to export in its place. batch: leave the batch free, too. Raises EngineError where torch cannot
+    follow the module, or would fix an axis that is to vary.
     """
-    shapes = None if varies_in_batch_only(component) else _dynamic_shapes(component)
+    shapes = None if varies_in_batch_only(component) and not batch else _dynamic_shapes(component)
     try:
         with torch.inference_mode(False), torch.no_grad(), free_lengths():
-            return torch.export.export(component.module, component.example, dynamic_shapes=shapes)
+            return torch.export.export(module or component.module, component.example, dynamic_shapes=shapes)
     except Exception as error:  # torch raises a dozen kinds
         raise EngineError(f"{component.name} cannot be exported: {reason(error)}", INSTEAD) from error
+
+
+def free_axes(axes: Mapping[int, Axis]) -> dict[int, Axis]:
+    """Return the axes that may have more than one length."""
+    return {place: axis for place, axis in axes.items() if axis.least < axis.most}
 
 
 def free_lengths() -> AbstractContextManager[None]:
@@ -64,7 +71,7 @@ def _dynamic_shapes(component: Component) -> tuple[dict[int, Dim], ...]:
     return tuple(
         {
             place: dims.setdefault(axis.name, Dim(axis.name, min=axis.least, max=axis.most))
-            for place, axis in axes.items()
+            for place, axis in free_axes(axes).items()
         }
         for axes in component.axes
     )

@@ -27,10 +27,11 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
 from gmcli.backends.component import Axis, Component, Run
-from gmcli.backends.export import INSTEAD, free_lengths, reason
+from gmcli.backends.export import INSTEAD, free_axes, free_lengths, reason
+from gmcli.backends.export import export as export_component
 from gmcli.backends.trt_plan import Bindings, in_parts, read_plan, run_plan, write_plan
 from gmcli.errors import EngineError, EnvironmentProblem
 
@@ -86,21 +87,7 @@ def export(component: Component) -> ExportedProgram:
 
     Raises EngineError where torch cannot follow the module, or would fix an axis that is to vary.
     """
-    module = without_deconvolutions(component.module)
-    # Axes of one name must share one Dim: that is how torch learns that they are equally long.
-    dims: dict[str, Dim] = {}
-    shapes = tuple(
-        {
-            place: dims.setdefault(axis.name, Dim(axis.name, min=axis.least, max=axis.most))
-            for place, axis in _free(axes).items()
-        }
-        for axes in component.axes
-    )
-    try:
-        with torch.inference_mode(False), torch.no_grad(), free_lengths():
-            return torch.export.export(module, component.example, dynamic_shapes=shapes)
-    except Exception as error:  # torch raises a dozen kinds
-        raise EngineError(f"{component.name} cannot be exported: {reason(error)}", INSTEAD) from error
+    return export_component(component, without_deconvolutions(component.module), batch=True)
 
 
 def without_deconvolutions(module: nn.Module) -> nn.Module:
@@ -125,7 +112,7 @@ def input_specs(component: Component) -> list[Any]:
     torch_tensorrt = _torch_tensorrt()
     specs = []
     for example, axes in zip(component.example, component.axes, strict=True):
-        if _free(axes):
+        if free_axes(axes):
             shapes = dict(zip(("min_shape", "opt_shape", "max_shape"), profile(example, axes), strict=True))
         else:
             shapes = {"shape": tuple(example.shape)}
@@ -274,10 +261,6 @@ def _spread(layer: nn.ConvTranspose2d) -> nn.Module:
         if layer.bias is not None:
             pixels.bias = nn.Parameter(layer.bias.detach().repeat_interleave(side * side), requires_grad=False)
     return nn.Sequential(pixels, nn.PixelShuffle(side)).train(layer.training)
-
-
-def _free(axes: Mapping[int, Axis]) -> dict[int, Axis]:
-    return {place: axis for place, axis in axes.items() if axis.least < axis.most}
 
 
 def _check_card(component: Component) -> None:

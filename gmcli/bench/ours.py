@@ -77,14 +77,5 @@ def run_ours(segmenter: Segmenter, task: VideoTask) -> Ours:
         cpu_s=cpu,
         wall_s=wall,
         stages=dict(work.seconds),
-        counts={
-            "decoded_frames": work.decoded_frames,
-            "clip_frames": work.clip_frames,
-            "llm_prefixes": work.prefixes,
-            "llm_passes": work.llm_passes,
-            "drafted_tokens": work.drafted_tokens,
-            "accepted_tokens": work.accepted_tokens,
-            "sam_frames": work.sam_frames,
-            "decoded_pairs": work.decoded_pairs,
-        },
+        counts=work.counts(),
     )

@@ -74,19 +74,9 @@ def _serve(connection: Connection, number: int, setup: WorkerSetup) -> None:
             connection.send(Answered(job, results))
         else:
             work = answer.work
-            counts = {
-                "decoded_frames": work.decoded_frames,
-                "clip_frames": work.clip_frames,
-                "llm_prefixes": work.prefixes,
-                "llm_passes": work.llm_passes,
-                "drafted_tokens": work.drafted_tokens,
-                "accepted_tokens": work.accepted_tokens,
-                "sam_frames": work.sam_frames,
-                "decoded_pairs": work.decoded_pairs,
-            }
             for result in answer.results:
                 connection.send(Answered(job, (result,), last=False))
-            connection.send(Answered(job, (), dict(work.seconds), counts))
+            connection.send(Answered(job, (), dict(work.seconds), work.counts()))
             log.info("video %s: answered in %.2f s", job.task.id, sum(work.seconds.values()))
 
 
