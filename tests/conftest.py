@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,15 @@ from tests.random_tiny import RANDOM_TINY
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 GOLDENS = Path(__file__).parent / "goldens"
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    """Give torch its number of threads back: the last digits of what later tests compute depend on it."""
+    before = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+    yield
+    if before is not None:
+        sys.modules["torch"].set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
