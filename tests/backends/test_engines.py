@@ -232,7 +232,7 @@ def test_a_model_that_points_at_nothing_is_made_to(small):
 def test_mora_tiny_answers_and_masks_on_openvino_as_it_does_uncompiled(tmp_path):
     pytest.importorskip("openvino")
     trained = load_checkpoint("mora-tiny")
-    root = Path(__file__).parent.parent / "examples"
+    root = Path(__file__).parents[2] / "examples"
     tasks = read_manifest(root / "manifest.yaml")
     engines = prepare_engines(trained, "openvino", questions=16, store=Store(tmp_path / "engines"))
     assert "eager" not in engines.used.values()
