@@ -7,7 +7,7 @@ from torch import nn
 
 from gmcli.backends.component import Axis, Component
 from gmcli.model.language import LanguageStep
-from gmcli.model.mora import Mora
+from gmcli.model.mora import Mora, patch_features
 from gmcli.model.sam import Sam, decode_pairs
 from gmcli.model.sam_encoder import AttentionKind, ImageEncoder
 
@@ -18,14 +18,11 @@ class ClipTower(nn.Module):
     def __init__(self, model: Mora) -> None:
         super().__init__()
         self.tower = model.vision_tower
-        self.layers = len(self.tower.encoder.layers) + 1 + model.config.clip.select_layer
+        self.select_layer = model.config.clip.select_layer
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return patch features. pixels: [B,3,S,S]. Returns [B,N,C]."""
-        hidden: torch.Tensor = self.tower.pre_layrnorm(self.tower.embeddings(pixels))
-        for layer in self.tower.encoder.layers[: self.layers]:
-            hidden = layer(hidden, attention_mask=None)
-        return hidden[:, 1:]
+        return patch_features(self.tower, self.select_layer, pixels)
 
 
 class PairDecoder(nn.Module):

@@ -40,16 +40,8 @@ class Mora(nn.Module):
         self.visual_model = Sam(config.sam)
 
     def clip_features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the patch features of the selected layer. pixels: [T,3,S,S]. Returns [T,N,C].
-
-        Layers after the selected one are not computed.
-        """
-        tower = self.vision_tower
-        layers = tower.encoder.layers
-        hidden: torch.Tensor = tower.pre_layrnorm(tower.embeddings(pixels))
-        for layer in layers[: len(layers) + 1 + self.config.clip.select_layer]:
-            hidden = layer(hidden, attention_mask=None)
-        return hidden[:, 1:]
+        """Return the patch features of the selected layer; see patch_features."""
+        return patch_features(self.vision_tower, self.config.clip.select_layer, pixels)
 
     def visual_embeddings(self, features: torch.Tensor, layout: VisualTokens) -> torch.Tensor:
         """Turn a clip's features [T,N,C] into visual tokens for the language model.
@@ -83,6 +75,18 @@ class Mora(nn.Module):
             raise ValueError("this checkpoint has no localizer")
         logits: torch.Tensor = self.localizer(loc_hidden)
         return logits > 0
+
+
+def patch_features(tower: CLIPVisionModel, select_layer: int, pixels: torch.Tensor) -> torch.Tensor:
+    """Return the patch features of a layer, counted from the end as -1, -2, ... pixels: [T,3,S,S]. Returns [T,N,C].
+
+    Layers after the selected one are not computed.
+    """
+    layers = tower.encoder.layers
+    hidden: torch.Tensor = tower.pre_layrnorm(tower.embeddings(pixels))
+    for layer in layers[: len(layers) + 1 + select_layer]:
+        hidden = layer(hidden, attention_mask=None)
+    return hidden[:, 1:]
 
 
 def visual_width(clip: ClipSizes, layout: VisualTokens) -> int:
