@@ -181,9 +181,7 @@ def _workers(subject: Subject, workers: int) -> Row:
                     masked = event.counts["sam_frames"]
     finally:
         executor.close()
-    # After the k-th answer each of k workers has warmed up; until k are left, each has another video.
-    steady = ends[count - workers] - ends[workers - 1]
-    videos_s = (count - 2 * workers + 1) / steady
+    videos_s = steady_rate(ends, workers)
     return {
         "workers": workers,
         "videos": count,
@@ -192,3 +190,14 @@ def _workers(subject: Subject, workers: int) -> Row:
         "warm_frames_s": videos_s * masked,
         "warm_questions_s": videos_s * subject.options.questions,
     }
+
+
+def steady_rate(ends: Sequence[float], workers: int) -> float:
+    """Return the videos/s of so many workers over equal videos while all are at work. ends: each answer's time, in order.
+
+    After the k-th answer each of k workers has warmed up; until k are left, each has another video. Whole rounds only:
+    workers that go in step answer k at once, and part of a round would be counted with a whole round's time.
+    """
+    rounds = len(ends) // workers - 2
+    first = workers - 1
+    return rounds * workers / (ends[first + rounds * workers] - ends[first])

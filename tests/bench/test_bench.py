@@ -150,6 +150,15 @@ def test_workers_are_real_processes_beside_the_machines_limit(random_folder, tmp
     assert row["cold_s"] > 0
 
 
+@pytest.mark.parametrize("phase", [0.0, 0.3, 0.5, 0.99])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_the_rate_of_workers_does_not_depend_on_their_phase(workers, phase):
+    # Each answers a video a second; the phase is by how much each lags behind the one before it.
+    start_s = 20.0
+    ends = sorted(start_s + (phase * worker) % 1 + video for worker in range(workers) for video in range(5))
+    assert scaling.steady_rate(ends, workers) == pytest.approx(workers)
+
+
 def test_a_measuring_process_that_dies_is_an_error(capfd):
     with pytest.raises(GmcliError, match="measuring process ended with exit code 1"):
         scaling._together([{"do": "nothing"}])
