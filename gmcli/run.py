@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import platform
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -231,9 +232,11 @@ def write_results(root: Path, keys: Sequence[Key], file: BinaryIO) -> None:
     """Write results.json: the questions' files, one a line, without holding them in memory."""
     file.write(b'{"version": 1, "results": [')
     for number, key in enumerate(keys):
-        file.write(b",\n" if number else b"\n")
-        file.write((root / item_name(*key)).read_bytes().rstrip(b"\n"))
-    file.write(b"\n]}\n")
+        file.write(b"," if number else b"\n")
+        # Piece by piece: an item of a long clip is megabytes. It ends its line itself.
+        with (root / item_name(*key)).open("rb") as item:
+            shutil.copyfileobj(item, file)
+    file.write(b"]}\n")
 
 
 def _write_run_file(ledger: Ledger, tasks: Sequence[VideoTask], totals: _Totals, state: str) -> None:
