@@ -1,9 +1,17 @@
 """Hold the values that travel between the rooms: tasks in, results out. No torch, no I/O."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 Status = Literal["done", "no_target", "failed"]
+
+_ID = re.compile(r"(?!\.)(?!.*\.\.)[A-Za-z0-9._-]{1,128}")
+
+
+def is_id(value: object) -> bool:
+    """Ask whether a value may be the id of a video or a question: part of a file's name, on any file system."""
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
 @dataclass(frozen=True, slots=True)

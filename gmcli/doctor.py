@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gmcli.errors import GmcliError
+from gmcli.private import keep_openvino_silent
 from gmcli.resources import cache_dir
 
 Status = Literal["ok", "missing", "broken"]
@@ -303,6 +304,7 @@ def probe_package(name: str) -> Finding:
         if _release(version) < _release(package.minimum):
             remedy = package.install if distribution == package.distributions[0] else package.repair
             return Finding("broken", f"{distribution} {version} is older than {package.minimum}", remedy)
+    keep_openvino_silent()
     module = importlib.import_module(package.module)
     versions = [f"{k} {v}" if k != name else v for k, v in installed.items()]
     return Finding("ok", ", ".join([*(versions or ["of unknown version"]), *_use(module)]))

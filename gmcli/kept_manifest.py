@@ -1,6 +1,5 @@
 """Keep a run's tasks in its directory, as a manifest of its own, so that the run can be scored without the first one."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from gmcli.data import GroundTruth, Question, VideoTask
 from gmcli.errors import ConfigError, ManifestError
 from gmcli.ledger import MANIFEST
 from gmcli.manifest import VERSION, read_manifest
+from gmcli.text import json_text
 
 KEPT_MANIFEST = MANIFEST
 
@@ -16,7 +16,7 @@ KEPT_MANIFEST = MANIFEST
 def manifest_content(tasks: Iterable[VideoTask]) -> bytes:
     """Write tasks as a JSONL manifest with absolute paths; equal tasks give equal bytes."""
     lines = ({"version": VERSION}, *map(_video, tasks))
-    return b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines)
+    return b"".join(json_text(line).encode() + b"\n" for line in lines)
 
 
 def read_kept_manifest(run: Path) -> tuple[VideoTask, ...]:

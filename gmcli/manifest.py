@@ -8,6 +8,7 @@ import math
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -18,6 +19,7 @@ from typing import BinaryIO
 
 from gmcli.data import GroundTruth, Question, VideoTask
 from gmcli.errors import ManifestError
+from gmcli.manifest_paths import absolute, check_inside, is_inside, look_up, real_path
 from gmcli.text import shorten
 from gmcli.yaml_lines import (
     BOOLEAN,
@@ -41,6 +43,7 @@ from gmcli.yaml_lines import (
 VERSION = 1
 MAX_YAML_BYTES = 256 << 20
 MAX_TYPE_CHARS = 64
+MAX_HELD_BYTES = 768 << 20  # what the questions may take in memory: two or three million short ones do
 MAX_OBJECT_ID = 2**31 - 1
 PLACEHOLDER = "<image>"  # the prompt puts the video there
 
@@ -60,11 +63,20 @@ CONTROL_IN_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _NOT_IN_PATH = re.compile(r"[\x00\ud800-\udfff]")
 
 
-def read_manifest(path: str | Path) -> tuple[VideoTask, ...]:
+# What these take besides their longer strings, measured on a million of them.
+_VIDEO_BYTES = 400
+_QUESTION_BYTES = 160
+_TRUTH_BYTES = 200
+
+
+def read_manifest(path: str | Path, *, inside_root: bool = False) -> tuple[VideoTask, ...]:
     """Read and validate the manifest at `path`: YAML (.yaml, .yml, .json) or one JSON object a line (.jsonl, .ndjson).
 
     Every file and folder that the manifest names is looked up; none is opened. Paths are relative to the manifest's
     `root`, which is relative to the manifest. Times are seconds.
+
+    inside_root: refuse videos and masks that lie outside `root` once links are followed, folders with links that lead out
+    of it, and a root outside the manifest's own folder. What is linked after this look is not seen.
 
     Raise ManifestError with every problem found, in file order, each as `file:line: message`.
     """
@@ -74,9 +86,9 @@ def read_manifest(path: str | Path) -> tuple[VideoTask, ...]:
         suffix = _suffix(path, problems)
         with Path(path).open("rb") as stream:
             if suffix in _YAML_SUFFIXES:
-                tasks = _read_yaml(path, stream, problems, is_json=suffix == ".json")
+                tasks = _read_yaml(path, stream, problems, inside_root, is_json=suffix == ".json")
             else:
-                tasks = _read_jsonl(path, stream, problems)
+                tasks = _read_jsonl(path, stream, problems, inside_root)
     except Stop:
         pass  # the reason is among the problems
     except OSError as error:
@@ -107,10 +119,22 @@ class _Scope:
     problems: Problems
     root: str | None  # None: it is wrong, which has been said once; do not look for 50,000 videos in it
     default_type: str | None
+    inside: str | None  # everything must lie in this folder, whose own path has no links
     video_ids: dict[str, tuple[str, int]] = field(default_factory=dict)
+    held_bytes: int = 0
+
+    def hold(self, line: int, size: int) -> None:
+        """Count memory that stays taken; end the reading where it is too much."""
+        self.held_bytes += size
+        if self.held_bytes > MAX_HELD_BYTES:
+            self.problems.stop(
+                line, f"up to here takes more than {MAX_HELD_BYTES >> 20} MiB of memory: split the manifest"
+            )
 
 
-def _read_yaml(path: str | Path, stream: BinaryIO, problems: Problems, *, is_json: bool) -> list[VideoTask]:
+def _read_yaml(
+    path: str | Path, stream: BinaryIO, problems: Problems, inside_root: bool, *, is_json: bool
+) -> list[VideoTask]:
     size = os.fstat(stream.fileno()).st_size
     if size > MAX_YAML_BYTES:
         problems.stop(0, f"larger than {MAX_YAML_BYTES >> 20} MiB: use JSONL (one video a line)")
@@ -118,11 +142,11 @@ def _read_yaml(path: str | Path, stream: BinaryIO, problems: Problems, *, is_jso
     if top is None:
         problems.stop(1, "the manifest is empty")
     fields = _fields(problems, top, "the manifest", _YAML_TOP, required=("version", "videos"))
-    scope = _scope(problems, path, fields)
+    scope = _scope(problems, path, fields, inside_root)
     return _videos(scope, _items(problems, fields, "videos"))
 
 
-def _read_jsonl(path: str | Path, stream: BinaryIO, problems: Problems) -> list[VideoTask]:
+def _read_jsonl(path: str | Path, stream: BinaryIO, problems: Problems, inside_root: bool) -> list[VideoTask]:
     nodes = read_json_lines(stream, problems)
     first = next(nodes, None)
     if first is None:
@@ -131,7 +155,7 @@ def _read_jsonl(path: str | Path, stream: BinaryIO, problems: Problems) -> list[
         return []
     has_header = _is_header(first)
     fields = _fields(problems, first, "the header", _HEADER, required=("version",)) if has_header else {}
-    scope = _scope(problems, path, fields)
+    scope = _scope(problems, path, fields, inside_root)
     tasks = _videos(scope, _without_headers(nodes if has_header else chain([first], nodes), problems))
     if not tasks and not problems:
         problems.add(first.line, "no video follows the header")
@@ -150,18 +174,27 @@ def _is_header(node: Node) -> bool:
     return node.kind == MAPPING and "id" not in node.value and any(name in node.value for name in _HEADER)
 
 
-def _scope(problems: Problems, manifest: str | Path, fields: dict[str, Node]) -> _Scope:
+def _scope(problems: Problems, manifest: str | Path, fields: dict[str, Node], inside_root: bool) -> _Scope:
     version = fields.get("version")
     if version is not None and version.kind != BROKEN and (version.kind != INTEGER or version.value != VERSION):
         problems.add(version.at, f"'version' must be {VERSION}, not {version}")
-    root: str | None = str(Path(_absolute(str(manifest))).parent)
+    folder = str(Path(absolute(str(manifest))).parent)
+    root: str | None = folder
+    inside = real_path(folder) if inside_root else None
     if "root" in fields:
-        root = _folder(problems, fields, "root", root)
+        root = _folder(problems, fields, "root", folder)
+        # The manifest's word alone must not open other folders: it is what is not trusted here.
+        if root is not None and inside is not None:
+            if is_inside(root, inside):
+                inside = real_path(root)
+            else:
+                problems.add(fields["root"].at, f"'root' leads out of the manifest's folder: {quote(root, 1024)}")
+                root = None
     default_type = None
     if "defaults" in fields:
         defaults = _fields(problems, fields["defaults"], "'defaults'", ("type",), required=())
         default_type = _type(problems, defaults)
-    return _Scope(problems, root, default_type)
+    return _Scope(problems, root, default_type, inside)
 
 
 def _videos(scope: _Scope, nodes: Iterable[Node]) -> list[VideoTask]:
@@ -186,6 +219,7 @@ def _video(scope: _Scope, node: Node) -> VideoTask | None:
     if video_id is None or video is None:
         return None
     kept = tuple(question for question in questions if question is not None)
+    scope.hold(node.line, _VIDEO_BYTES + sys.getsizeof(video))
     return VideoTask(video_id, video, kept, start, end, fps, size or 0, node.line)
 
 
@@ -200,17 +234,21 @@ def _question(scope: _Scope, node: Node, seen: dict[str, tuple[str, int]]) -> Qu
     truth = _ground_truth(scope, fields["ground_truth"]) if "ground_truth" in fields else None
     if question_id is None or text is None:
         return None
+    scope.hold(node.line, _QUESTION_BYTES + sys.getsizeof(text))
     return Question(question_id, text, question_type, truth, node.line)
 
 
 def _ground_truth(scope: _Scope, node: Node) -> GroundTruth | None:
     problems = scope.problems
     fields = _fields(problems, node, "'ground_truth'", _GROUND_TRUTH, required=("masks", "object_ids"))
-    masks = _folder(problems, fields, "masks", scope.root)
+    masks = _masks(scope, fields)
     object_ids = _object_ids(problems, fields)
     start, end = _window(problems, fields)
     answer = _string(problems, fields, "answer", forbidden=CONTROL_IN_TEXT)
-    return None if masks is None else GroundTruth(masks, object_ids, start, end, answer)
+    if masks is None:
+        return None
+    scope.hold(node.line, _TRUTH_BYTES + sys.getsizeof(masks) + sys.getsizeof(answer) + 40 * len(object_ids))
+    return GroundTruth(masks, object_ids, start, end, answer)
 
 
 # Fields. Each of these reports what is wrong and returns a value to go on with. A field that is absent, or BROKEN
@@ -362,54 +400,38 @@ def _object_ids(problems: Problems, fields: dict[str, Node]) -> tuple[int, ...]:
     return tuple(item.value for item in items)
 
 
-# Paths
-
-
-def _absolute(path: str) -> str:
-    if ".." in path.split("/"):
-        return os.path.realpath(path)  # `link/..` is the parent of where the link points to
-    return os.path.abspath(path)  # noqa: PTH100 (links stay: a cache's `clip.mp4` may point to a nameless blob)
-
-
-def _look_up(problems: Problems, node: Node, base: str | None, missing: str) -> tuple[str, os.stat_result] | None:
-    """Return the absolute path and what the file system says about it."""
-    path: str = node.value
-    if base is None and not path.startswith("/"):
-        return None
-    absolute = os.path.join(base or "/", path)  # noqa: PTH118 (pathlib costs ten times as much, 50,000 times)
-    try:
-        absolute = _absolute(absolute)
-        return absolute, Path(absolute).stat()
-    except (FileNotFoundError, NotADirectoryError):
-        problems.add(node.at, f"{missing}: {quote(absolute, 1024)}")
-    except OSError as error:
-        problems.add(node.at, f"{error.strerror}: {quote(absolute, 1024)}")
-    except ValueError:  # the file system's encoding cannot express it
-        problems.add(node.at, f"not a possible file name here: {quote(absolute, 1024)}")
-    return None
-
-
 def _video_path(scope: _Scope, fields: dict[str, Node]) -> tuple[str | None, int | None]:
     """Return the video's absolute path and its size in bytes (None for a folder of frames)."""
     if _string(scope.problems, fields, "path", forbidden=_NOT_IN_PATH) is None:
         return None, None
     node = fields["path"]
-    found = _look_up(scope.problems, node, scope.root, "missing file")
+    found = look_up(scope.problems, node, scope.root, "missing file")
     if found is None:
         return None, None
     path, status = found
-    if stat.S_ISDIR(status.st_mode):
-        return path, None
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
         scope.problems.add(node.at, f"neither a regular file nor a folder: {quote(path, 1024)}")
         return None, None
-    return path, status.st_size
+    if scope.inside is not None:
+        check_inside(scope.problems, node, path, scope.inside)
+    return path, None if stat.S_ISDIR(status.st_mode) else status.st_size
+
+
+def _masks(scope: _Scope, fields: dict[str, Node]) -> str | None:
+    """Return the absolute path of the folder of true masks."""
+    path = _folder(scope.problems, fields, "masks", scope.root)
+    if path is not None and scope.inside is not None:
+        check_inside(scope.problems, fields["masks"], path, scope.inside)
+        frames = Path(path).parent / "images"  # where the scores look for the masks' names
+        if frames.is_dir():
+            check_inside(scope.problems, fields["masks"], str(frames), scope.inside)
+    return path
 
 
 def _folder(problems: Problems, fields: dict[str, Node], name: str, base: str | None) -> str | None:
     if _string(problems, fields, name, forbidden=_NOT_IN_PATH) is None:
         return None
-    found = _look_up(problems, fields[name], base, f"missing folder ({name!r})")
+    found = look_up(problems, fields[name], base, f"missing folder ({name!r})")
     if found is None:
         return None
     path, status = found

@@ -28,17 +28,26 @@ def shorten(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def clock_face(seconds: float) -> str:
+    """Return a time as hours, minutes and seconds: "1:02:03"."""
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02}:{second:02}"
+
+
 def json_text(value: object, separators: tuple[str, str] | None = None, indent: int | None = None) -> str:
     """Return `value` as JSON that may be shown: letters as they are, what nobody would see as escapes.
 
     Equal values give equal text, and it can be encoded whatever strings the value holds, as file names that are no UTF-8.
     """
     text = json.dumps(value, ensure_ascii=False, separators=separators, indent=indent)
-    # Outside strings JSON is ASCII without control characters, but for the line ends of an indented one.
+    # Nearly always, and masks are long. Of ASCII json itself escapes all but one.
+    if text.isascii() and "\x7f" not in text:
+        return text
     return _UNSEEN.sub(_escape, text)
 
 
 def _escape(found: re.Match[str]) -> str:
+    # As JSON has it: beyond U+FFFF two halves. In strings json has escaped line ends already; these are between them.
     char = found[0]
-    # Inside a string json has escaped the line end already.
-    return char if char == "\n" else json.dumps(char)[1:-1] if char != "\x7f" else "\\u007f"
+    return char if char == "\n" else "\\u007f" if char == "\x7f" else json.dumps(char)[1:-1]

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gmcli.distrust import open_file
 from gmcli.errors import GmcliError
-from gmcli.yaml_lines import LIST, MAPPING, Node, Problems, Stop, load_yaml
+from gmcli.yaml_lines import LIST, MAPPING, Node, Problems, Stop, load_yaml, quote
 
 MAX_BYTES = 1 << 20
 
@@ -17,9 +18,19 @@ def read_fields(path: Path, fields: Mapping[str, Read], error: type[GmcliError])
 
     Returns the fields that the file has. Raises `error` with all problems, one `file:line: message` a line.
     """
+    return _read(path, lambda node, problems: read_mapping(node, fields, problems), error)
+
+
+def read_values(path: Path, error: type[GmcliError]) -> dict[str, Any]:
+    """Read a YAML mapping whose fields only other versions may know, as plain values. Raises `error` as `read_fields` does."""
+    return _read(path, lambda node, _: plain(node), error)
+
+
+def _read(path: Path, read: Callable[[Node, Problems], dict[str, Any]], error: type[GmcliError]) -> dict[str, Any]:
     problems = Problems()
     try:
-        data = path.read_bytes()
+        with open_file(path) as file:
+            data = file.read(MAX_BYTES + 1)
     except OSError as failure:
         raise error(f"{path}: cannot be read ({failure.strerror})") from None
     if len(data) > MAX_BYTES:
@@ -30,7 +41,7 @@ def read_fields(path: Path, fields: Mapping[str, Read], error: type[GmcliError])
         if node is not None:
             if node.kind != MAPPING:
                 problems.stop(node.line, f"must be a mapping, not {node}")
-            found = read_mapping(node, fields, problems)
+            found = read(node, problems)
     except Stop:
         pass
     if problems:
@@ -43,7 +54,7 @@ def read_mapping(node: Node, known: Mapping[str, Read], problems: Problems) -> d
     values = {}
     for name, value in node.value.items():
         if name not in known:
-            problems.add(value.at, f"unknown field {name!r}; known: {', '.join(known)}")
+            problems.add(value.at, f"unknown field {quote(name)}; known: {', '.join(known)}")
             continue
         try:
             values[name] = known[name](value)

@@ -23,7 +23,9 @@ _TOO_DEEP = "exceeded maximum nesting depth"
 MAX_VALUES = 5_000_000  # of one YAML file, keys included; each costs some 200 bytes and 5 µs
 MAX_LINE_VALUES = 1_000_000  # of one JSON line
 MAX_LINE_BYTES = 16 << 20
-MAX_PROBLEMS = 1_000_000
+MAX_LINES = 10_000_000  # blank ones, too, each of which takes its 70 ns
+MAX_PROBLEMS = 100_000  # kept as text: 100 MB where paths are long
+MAX_DIRECTIVES = 100  # libyaml compares each with all before it: a few megabytes of them take hours
 MAX_NUMBER_CHARS = 100  # Python's int() refuses 4300 digits, and is slow long before that
 
 # What a Node holds, in words that fit behind "must be" and "not".
@@ -146,6 +148,8 @@ def load_yaml(data: bytes, problems: Problems, *, is_json: bool = False) -> Node
         data.decode("utf-8")
     except UnicodeDecodeError as error:
         problems.stop(data.count(b"\n", 0, error.start) + 1, _not_utf8(error))
+    if data.count(b"%TAG") > MAX_DIRECTIVES:
+        problems.stop(data.count(b"\n", 0, data.find(b"%TAG")) + 1, "tags are not allowed (%TAG)")
     if is_json:
         data = _json_as_yaml(data)
     exotic = _exotic_lines(data)
@@ -303,6 +307,8 @@ def read_json_lines(stream: BinaryIO, problems: Problems) -> Iterator[Node]:
     number = 0
     while line := stream.readline(MAX_LINE_BYTES + 1):
         number += 1
+        if number > MAX_LINES:
+            problems.stop(number, f"more than {MAX_LINES} lines: split the manifest")
         if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
             problems.add(number, f"a line of more than {MAX_LINE_BYTES >> 20} MiB")
             while line and not line.endswith(b"\n"):
@@ -321,7 +327,9 @@ def read_json_lines(stream: BinaryIO, problems: Problems) -> Iterator[Node]:
         except (_TooDeep, RecursionError):
             problems.add(number, f"nested more than {MAX_DEPTH} deep")
         except _TooMany:
-            problems.add(number, f"more than {MAX_LINE_VALUES} values in one line")
+            problems.stop(
+                number, f"more than {MAX_LINE_VALUES} values in one line"
+            )  # another one like it takes seconds
 
 
 class _TooDeep(Exception):

@@ -18,6 +18,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gmcli import manifest as manifest_module
 from gmcli import yaml_lines
 from gmcli.data import GroundTruth, Question, VideoTask
 from gmcli.errors import EXIT_CONFIG, ManifestError
@@ -766,6 +767,62 @@ def test_size_limits(monkeypatch: pytest.MonkeyPatch) -> None:
         "m.jsonl:3: a video must be a mapping, not an integer (1)",
         "m.jsonl: stopped after 3 problems",
     )
+
+
+def test_what_stops_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each of these could go on for hours: nothing behind them is read.
+    monkeypatch.setattr(yaml_lines, "MAX_LINES", 20)
+    assert problem("\n" * 30 + jsonl(1), "m.jsonl") == "m.jsonl:21: more than 20 lines: split the manifest"
+    monkeypatch.setattr(yaml_lines, "MAX_LINE_VALUES", 20)
+    assert problem(jsonl([1] * 30, 1, 1), "m.jsonl") == "m.jsonl:1: more than 20 values in one line"
+    directives = "".join(f"%TAG !a{number}! b\n" for number in range(200))
+    assert problem(f"# x\n{directives}---\n{FULL}") == "m.yaml:2: tags are not allowed (%TAG)"
+
+
+def test_questions_beyond_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest_module, "MAX_HELD_BYTES", 1 << 20)
+    short = [{"id": f"q{i}", "text": "t"} for i in range(9000)]
+    found = problem(jsonl(video(questions=short), video(id="w")), "m.jsonl")
+    assert found == "m.jsonl:1: up to here takes more than 1 MiB of memory: split the manifest"
+    assert problem(jsonl(*(video(id=f"v{i}") for i in range(3000))), "m.jsonl").endswith("split the manifest")
+    assert problem(jsonl(video(questions=[{"id": "q", "text": "🙂" * 300_000}])), "m.jsonl").endswith("manifest")
+    ids = {"masks": "masks", "object_ids": list(range(30_000))}
+    truth = [{"id": "q", "text": "t", "ground_truth": ids}]
+    assert problem(jsonl(video(questions=truth)), "m.jsonl").endswith("split the manifest")
+    assert len(read(jsonl(*(video(id=f"v{i}") for i in range(1000))), "m.jsonl")) == 1000
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "x" * (3 << 20),  # one line
+        "\n" * (1 << 20),
+        "x\n" * 200_000,  # a problem each
+        "".join(f'{{"id":"v{i}","path":"a.mp4","questions":[{{"id":"q","text":"t"}}]}}\n' for i in range(30_000)),
+        '{"id":"v","path":"a.mp4","questions":['
+        + ",".join(f'{{"id":"q{i}","text":"t"}}' for i in range(80_000))
+        + "]}\n",
+    ],
+    ids=["one line", "blank", "garbage", "questions", "one video"],
+)
+def test_memory_is_bounded_whatever_the_size(hostile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limits a hundredth of what they are, and so is the memory."""
+    monkeypatch.setattr(manifest_module, "MAX_HELD_BYTES", 4 << 20)
+    monkeypatch.setattr(yaml_lines, "MAX_LINE_BYTES", 256 << 10)
+    monkeypatch.setattr(yaml_lines, "MAX_LINE_VALUES", 10_000)
+    monkeypatch.setattr(yaml_lines, "MAX_PROBLEMS", 5_000)
+    monkeypatch.setattr(yaml_lines, "MAX_LINES", 100_000)
+    write(hostile, "m.jsonl")
+    read_problems = []
+    tracemalloc.start()
+    try:
+        read_manifest("m.jsonl")
+    except ManifestError as error:
+        read_problems = list(error.problems)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert read_problems
+    assert peak < 10 << 20
 
 
 # Size

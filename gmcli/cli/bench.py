@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from gmcli.bench.options import ANSWERS, SIZES, Options, read_scaling
+from gmcli.cli.echo import say
 from gmcli.config import BACKENDS, DTYPES, VISUAL_TOKENS
 
 
@@ -92,11 +93,11 @@ def bench(
         settings={name: value for name, value in settings.items() if value is not None},
         scaling=tables,
     )
-    report = run_bench(options, lambda line: click.echo(line, err=True))
+    report = run_bench(options, lambda line: say(line, err=True))
     for line in text(report):
-        click.echo(line)
+        say(line)
     if json_file is not None:
         write_json(json_file, report)
     if plots is not None:
         for path in write_plots(plots, report):
-            click.echo(f"plot     {path}")
+            say(f"plot     {path}")

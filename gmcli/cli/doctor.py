@@ -1,6 +1,5 @@
 """`gmcli doctor`: say what this machine has and lacks."""
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gmcli.cli.echo import say, say_json
 from gmcli.errors import EXIT_ENVIRONMENT
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def doctor(checkpoint: str, output: Path, as_json: bool) -> None:
     checks = run_checks(checkpoint, output)
     ok = all_required_ok(checks)
     if as_json:
-        click.echo(json.dumps({"ok": ok, "checks": [asdict(check) for check in checks]}, indent=2))
+        say_json({"ok": ok, "checks": [asdict(check) for check in checks]}, indent=2)
     else:
         _print_table(checks)
     if not ok:
@@ -56,9 +56,8 @@ def _print_table(checks: "list[Check]") -> None:
     names = [check.name if check.required else f"{check.name} (optional)" for check in checks]
     width = max(map(len, names))
     for name, check in zip(names, checks, strict=True):
-        status = click.style(f"{check.status:<7}", fg=_COLOURS[check.status])
-        click.echo(f"{status}  {name:<{width}}  {check.detail}")
+        say(f"  {name:<{width}}  {check.detail}", label=f"{check.status:<7}", colour=_COLOURS[check.status])
         if check.remedy:
-            click.echo(f"{'':<{width + 9}}  -> {check.remedy}")
+            say(f"{'':<{width + 9}}  -> {check.remedy}")
     failed = [check.name for check in checks if check.required and check.status != "ok"]
-    click.echo(f"Required, but not ok: {', '.join(failed)}" if failed else "Everything required is here.")
+    say(f"Required, but not ok: {', '.join(failed)}" if failed else "Everything required is here.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gmcli.cli.echo import say, say_json
 from gmcli.config import BACKENDS
 from gmcli.errors import EXIT_CHECKPOINT, EXIT_OK, GmcliError
 
@@ -31,23 +32,22 @@ def list_engines(as_json: bool) -> None:
     IOU is the overlap of its masks with those of the uncompiled model, as measured before it was stored.
     """
     from gmcli.backends.store import Store
-    from gmcli.text import printable
 
     entries = Store().entries()
     if as_json:
-        click.echo(json.dumps([_as_json(entry) for entry in entries]))
+        say_json([_as_json(entry) for entry in entries])
         return
     rows = [_row(entry.engine) for entry in entries if entry.engine]
     widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
     for row in [_COLUMNS, *rows] if rows else []:
-        click.echo("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+        say("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
     problems = [entry.problem for entry in entries if entry.problem]
     for problem in problems:
-        click.echo(printable(problem), err=True)
+        say(problem, err=True)
     if problems:
-        click.echo("hint: `gmcli engines prune` removes what is damaged", err=True)
+        say("hint: `gmcli engines prune` removes what is damaged", err=True)
     if not entries:
-        click.echo("no engines")
+        say("no engines")
 
 
 @engines.command()
@@ -58,18 +58,17 @@ def verify(as_json: bool) -> None:
     Exit code 0 where all is as it was, 5 where something is missing or differs.
     """
     from gmcli.backends.store import Store
-    from gmcli.text import printable
 
     entries = Store().entries(hashes=True)
     problems = [{"name": entry.name, "problem": entry.problem} for entry in entries if entry.problem]
     if as_json:
-        click.echo(json.dumps({"engines": len(entries), "problems": problems}))
+        say_json({"engines": len(entries), "problems": problems})
     else:
         for problem in problems:
-            click.echo(printable(str(problem["problem"])), err=True)
-        click.echo(f"{len(entries)} engines read: {len(problems)} damaged")
+            say(str(problem["problem"]), err=True)
+        say(f"{len(entries)} engines read: {len(problems)} damaged")
         if problems:
-            click.echo("hint: `gmcli engines prune` removes them; the next run builds them again", err=True)
+            say("hint: `gmcli engines prune` removes them; the next run builds them again", err=True)
     sys.exit(EXIT_CHECKPOINT if problems else EXIT_OK)
 
 
@@ -82,16 +81,16 @@ def prune(everything: bool, dry_run: bool) -> None:
     An engine that a process is reading stays, and so does one whose backend is not installed here.
     """
     from gmcli.backends.store import Store
-    from gmcli.text import printable, shorten
+    from gmcli.text import shorten
 
     store = Store()
     names = {entry.engine.key.backend for entry in store.entries() if entry.engine}
     found = store.prune({} if everything else _versions_here(names), everything=everything, dry_run=dry_run)
     for each in found:
         did = "in use, kept" if each.in_use else "would remove" if dry_run else "removed"
-        click.echo(printable(f"{did} {each.name} ({_size(each.bytes)}): {shorten(each.reason, 300)}"))
+        say(f"{did} {each.name} ({_size(each.bytes)}): {shorten(each.reason, 300)}")
     gone = [each.bytes for each in found if not each.in_use]
-    click.echo(f"{len(gone)} {'to remove' if dry_run else 'removed'}, {_size(sum(gone))}")
+    say(f"{len(gone)} {'to remove' if dry_run else 'removed'}, {_size(sum(gone))}")
 
 
 def _versions_here(names: Iterable[str]) -> dict[str, list[Mapping[str, str]]]:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from gmcli.cli.echo import say
+
 
 @click.command("eval")
 @click.argument("run", type=click.Path(path_type=Path))
@@ -35,8 +37,6 @@ def evaluate(
 
     Prints J, F, temporal IoU and answer accuracy by question type, with intervals, beside answers that know nothing.
     """
-    import json
-
     from gmcli import __version__
     from gmcli.devices import cpu_count
     from gmcli.evaluate import evaluate as score
@@ -46,6 +46,7 @@ def evaluate(
     from gmcli.logs import set_up_logging
     from gmcli.manifest import read_manifest
     from gmcli.progress import Progress
+    from gmcli.text import json_text
 
     set_up_logging("text")
     read_config(run)
@@ -56,15 +57,17 @@ def evaluate(
     finally:
         progress.close()
     if json_file is not None:
-        write_report(json_file, json.dumps(scores, indent=1, ensure_ascii=False) + "\n")
+        write_report(json_file, json_text(scores, indent=1) + "\n")
     if csv_file is not None:
         write_report(csv_file, csv_table(scores))
     if markdown_file is not None:
         write_report(markdown_file, markdown_table(str(run), scores, f"gmcli {__version__}"))
     for line in text_table(str(run), scores):
-        click.echo(line)
+        say(line)
     if scores["missing"]:
-        click.echo(f"\n{len(scores['missing'])} without an answer, counted as empty:")
+        say("")
+        say(f"{len(scores['missing'])} without an answer, counted as empty:")
         for name in scores["missing"]:
-            click.echo(f"  {name}")
-    click.echo(f"\n{NOTE}")
+            say(f"  {name}")
+    for line in ("", *NOTE.splitlines()):
+        say(line)

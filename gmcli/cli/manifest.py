@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from gmcli.cli.echo import say
+
 
 @click.group()
 def manifest() -> None:
@@ -27,4 +29,4 @@ def groundmore(directory: Path, output: Path, annotations: Path | None) -> None:
     from gmcli.datasets.groundmore import write_groundmore_manifest
 
     videos, questions = write_groundmore_manifest(directory, output, annotations)
-    click.echo(f"{output}: {videos} videos, {questions} questions")
+    say(f"{output}: {videos} videos, {questions} questions")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gmcli.cli.echo import say
 from gmcli.errors import EXIT_ITEMS_FAILED, EXIT_OK, UsageError
-from gmcli.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,14 +64,14 @@ def render(
     tasks = choose(tasks_of(run, manifest), videos, questions)
     planned = plan(run, tasks, output, _formats(formats), truth=truth, force=force)
     for line in planned.skipped:
-        click.echo(f"skipped: {printable(line)}", err=True)
+        say(line, err=True, label="skipped: ")
     if truth and not any(question.ground_truth for task in tasks for question in task.questions):
-        click.echo("note: no question has ground truth; --truth draws nothing", err=True)
+        say("note: no question has ground truth; --truth draws nothing", err=True)
     progress = Progress(videos=len(planned.videos), questions=planned.questions, done=planned.kept)
     failed = draw(run, output, planned, progress, truth=truth)
     for line in failed:
-        click.echo(f"failed: {printable(line)}", err=True)
-    click.echo(
+        say(line, err=True, label="failed: ")
+    say(
         f"{planned.questions - len(failed)} questions drawn, {planned.kept} were there already, "
         f"{len(planned.skipped)} skipped, {len(failed)} failed: {output}"
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from gmcli.text import printable
+from gmcli.cli.echo import say
 
 
 @click.command()
@@ -42,6 +42,6 @@ def report(run: Path, output: Path | None, manifest: Path | None, scores: Path |
     path = output or run.resolve().with_name(run.resolve().name + ".html")
     built = build_report(run, path, manifest=manifest, scores=scores, max_mb=max_mb)
     for note in built.notes:
-        click.echo(f"note: {printable(note)}", err=True)
-    click.echo(f"{path}: {built.questions} questions, {built.size / 1e6:.1f} MB")
-    click.echo(path.resolve().as_uri())
+        say(note, err=True, label="note: ")
+    say(f"{path}: {built.questions} questions, {built.size / 1e6:.1f} MB")
+    say(path.resolve().as_uri())

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from gmcli.cli.echo import say
+
 
 @click.command()
 @click.option("--seed", type=click.IntRange(0), required=True, help="Equal seeds give equal datasets.")
@@ -24,4 +26,4 @@ def synth(seed: int, questions: int, output: Path, split: str) -> None:
 
     with tqdm(total=questions, unit="question", disable=None) as bar:
         clips = write_dataset(output, seed=seed, questions=questions, split=split, progress=bar.update)  # type: ignore[arg-type]
-    click.echo(f"{output / MANIFEST}: {clips} videos, {questions} questions")
+    say(f"{output / MANIFEST}: {clips} videos, {questions} questions")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from gmcli.cli.echo import say
 from gmcli.errors import EnvironmentProblem
 
 _EXTRA = ("accelerate", "peft", "tensorboard")
@@ -50,10 +51,10 @@ def train(config: str, output: Path, overrides: tuple[str, ...], check_only: boo
 
     if check_only:
         check(settings)
-        click.echo(f"{config}: all is there for {', '.join(stage.name for stage in settings.stages)}")
+        say(f"{config}: all is there for {', '.join(stage.name for stage in settings.stages)}")
         return
     best = run(settings, output)
-    click.echo(f"best  {best}")
+    say(f"best  {best}")
 
 
 def _require_extra() -> None:

@@ -1,11 +1,11 @@
 """gmcli verify: check a run directory's files against its ledger."""
 
-import json
 import sys
 from pathlib import Path
 
 import click
 
+from gmcli.cli.echo import say, say_json
 from gmcli.errors import EXIT_ITEMS_FAILED, EXIT_OK
 
 
@@ -33,18 +33,18 @@ def verify(directory: Path, redo: bool, as_json: bool) -> None:
             "problems": problems,
             "unrecorded": verdict.unrecorded,
         }
-        click.echo(json.dumps(value))
+        say_json(value)
     else:
         for _, problem in verdict.problems:
-            click.echo(problem, err=True)
+            say(problem, err=True)
         for name in verdict.unrecorded:
-            click.echo(f"{name}: no record knows it", err=True)
-        click.echo(
+            say(f"{name}: no record knows it", err=True)
+        say(
             f"{verdict.files} files of {verdict.questions} questions read: {len(verdict.problems)} problems, "
             f"{len(verdict.unrecorded)} unrecorded files"
         )
     if redo and verdict.problems:
-        click.echo(f"{forget_damaged(directory, verdict)} questions will be answered again by the next infer", err=True)
+        say(f"{forget_damaged(directory, verdict)} questions will be answered again by the next infer", err=True)
     elif verdict.problems and not as_json:
-        click.echo("hint: `gmcli verify --redo` marks them; then run `gmcli infer` again", err=True)
+        say("hint: `gmcli verify --redo` marks them; then run `gmcli infer` again", err=True)
     sys.exit(EXIT_ITEMS_FAILED if verdict.problems else EXIT_OK)

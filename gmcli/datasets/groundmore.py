@@ -15,9 +15,10 @@ from typing import Any
 
 import yaml
 
+from gmcli.data import is_id
 from gmcli.errors import ConfigError, ManifestError
 from gmcli.manifest import CONTROL, CONTROL_IN_TEXT, MAX_OBJECT_ID, MAX_TYPE_CHARS, PLACEHOLDER, VERSION, read_manifest
-from gmcli.text import shorten
+from gmcli.text import json_text, shorten
 
 FPS = 6
 MAX_JSON_BYTES = 256 << 20
@@ -25,8 +26,6 @@ MAX_JSON_BYTES = 256 << 20
 _YAML_SUFFIXES = (".yaml", ".yml")
 _JSONL_SUFFIXES = (".jsonl", ".ndjson")
 
-# The manifest's own rules. They are repeated here to name the question; `read_manifest` has the last word.
-_ID = re.compile(r"(?!\.)(?!.*\.\.)[A-Za-z0-9._-]{1,128}")
 
 _CLIP = re.compile(r".+_([0-9]{0,2})([0-9]{2})([0-9]{2})_([0-9]{0,2})([0-9]{2})([0-9]{2})")
 _TIME = re.compile(r"(?:([0-9]{1,2}):)?([0-9]{1,2}):([0-9]{2})")
@@ -165,8 +164,11 @@ def _question(
 
 
 def _good_id(value: str, name: str, seen: dict[str, str], problems: list[str]) -> bool:
-    """Ask whether the manifest allows an id. File systems may ignore case, so the manifest does too."""
-    if _ID.fullmatch(value) is None:
+    """Ask whether the manifest allows an id. File systems may ignore case, so the manifest does too.
+
+    The manifest's rules are repeated here to name the question; `read_manifest` has the last word.
+    """
+    if not is_id(value):
         problems.append(f"{name}: an id is 1 to 128 of A-Z, a-z, 0-9, '.', '_', '-', without '..' and '.' in front")
         return False
     first = seen.setdefault(value.lower(), value)
@@ -238,7 +240,7 @@ def _root(videos: Path, output: Path) -> str:
 
 
 def _to_jsonl(header: dict[str, Any], videos: list[dict[str, Any]]) -> str:
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in (header, *videos))
+    return "".join(json_text(line) + "\n" for line in (header, *videos))
 
 
 def _to_yaml(header: dict[str, Any], videos: list[dict[str, Any]]) -> str:

@@ -11,10 +11,11 @@ import numpy as np
 
 from gmcli.data import TemporalSpan
 from gmcli.errors import ConfigError, GmcliError
-from gmcli.evaluate.clips import Clip, read_png
+from gmcli.evaluate.clips import Clip
 from gmcli.evaluate.protocol import SAMPLES
-from gmcli.items import mask_folder, read_item
+from gmcli.items import masks_of, read_item
 from gmcli.ledger import Record, item_name
+from gmcli.masks.png import read_indices
 from gmcli.masks.rle import area, decode_rle, rle_from_json
 from gmcli.metrics import Mask
 
@@ -57,12 +58,10 @@ def read_answer(run: Path, record: Record, clip: Clip) -> Answer:
     """
     where = run / item_name(*record.key)
     try:
-        item, sha256 = read_item(run, *record.key)
-        if sha256 != record.sha256:
-            raise ValueError("its content differs from what was recorded")
+        item, _ = read_item(run, *record.key, recorded=record.sha256)
         positions = _positions(where, item, clip)
         span = TemporalSpan(*(item["span"] if item["span"] and record.status != "no_target" else (0, 0)))
-        masks = _read_masks(run / mask_folder(*record.key), item, positions, clip.size)
+        masks = _read_masks(masks_of(run, *record.key), item, positions, clip.size)
     except ConfigError:
         raise
     except (OSError, ValueError, KeyError, TypeError, IndexError, GmcliError) as error:
@@ -84,7 +83,7 @@ def _read_masks(
 ) -> list[Mask]:
     rles = item.get("masks")
     if rles is None:
-        return [read_png(pngs / f"{name}.png") > 0 for _, name in positions]
+        return [read_indices(pngs / f"{name}.png") > 0 for _, name in positions]
     nothing = np.zeros(size, dtype=np.bool_)
     masks = []
     for position, _ in positions:

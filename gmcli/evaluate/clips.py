@@ -1,6 +1,5 @@
 """Read what the protocol needs of a clip: its frames' names, and the numbers of the objects in its true masks."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,14 +8,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from gmcli.data import VideoTask
 from gmcli.errors import ConfigError, VideoError
 from gmcli.evaluate.protocol import FPS, SAMPLES
+from gmcli.masks.png import read_indices
 from gmcli.masks.rle import MAX_PIXELS
 from gmcli.metrics import Mask
-from gmcli.video import VideoReader, open_video, sample_indices
+from gmcli.video import OpenVideo, VideoReader, sample_indices
 from gmcli.video.frame_folder import natural_key
 
 # Frame rates are whole, or whole by 1001 (29.97). Times in a container are rounded to its clock's ticks.
@@ -59,10 +58,10 @@ def images_beside(masks: str) -> Path:
     return Path(masks).parent / "images"
 
 
-def read_clip(task: VideoTask) -> Clip:
+def read_clip(task: VideoTask, open_video: OpenVideo) -> Clip:
     """Read names, size and frame rate of a task's clip. Raises ConfigError for a clip that cannot be read."""
     from_file = not Path(task.video).is_dir()
-    with _open_clip(task.video) as reader:
+    with _open_clip(task.video, open_video) as reader:
         names, size = tuple(reader.names), reader.size
         fps = _file_fps(reader) if from_file else task.fps or FPS
     if size[0] * size[1] > MAX_PIXELS:
@@ -70,12 +69,12 @@ def read_clip(task: VideoTask) -> Clip:
     return Clip(task.video, names, size, fps, tuple(sample_indices(0, len(names), SAMPLES)), from_file)
 
 
-def read_objects(folder: Path, clip: Clip) -> Objects:
+def read_objects(folder: Path, clip: Clip, open_video: OpenVideo) -> Objects:
     """Read the indexed PNGs of a clip's true masks; a frame without a PNG has no object in it.
 
     Raises ConfigError for masks that cannot be read, do not fit the frames, or belong to none of them.
     """
-    names = _truth_names(folder, clip)
+    names = _truth_names(folder, clip, open_video)
     present = {path.stem for path in folder.glob("*.png")}
     if present and present.isdisjoint(names):
         raise ConfigError(f"{folder}: no mask is named after a frame ({min(present)}.png is none of the clip's)")
@@ -87,7 +86,7 @@ def read_objects(folder: Path, clip: Clip) -> Objects:
             path = folder / f"{name}.png"
             try:
                 # Of the other frames only the objects' numbers are of interest.
-                plane = read_png(path, clip.size if name in wanted else None)
+                plane = read_indices(path, clip.size if name in wanted else None)
             except (OSError, ValueError) as error:
                 raise ConfigError(f"{path}: cannot be read as a mask ({error})") from None
             numbers |= _numbers(plane)
@@ -98,22 +97,6 @@ def read_objects(folder: Path, clip: Clip) -> Objects:
         tuple(planes.get(names[frame], nothing) for frame in clip.sampled),
         tuple(sorted(numbers - {0})),
     )
-
-
-def read_png(path: Path, size: tuple[int, int] | None = None) -> NDArray[Any]:
-    """Read a PNG of one channel, [H, W]: the palette's indices, or the grey values.
-
-    Raises OSError, ValueError for several channels and for another size than `size`, ConfigError for a huge image.
-    """
-    with _open_image(path) as image:
-        found = image.height, image.width
-        if size is not None and found != size:
-            raise ValueError(f"it is {found}, the frame {size} (H, W)")
-        # Colours say nothing of objects, and turning them into a palette invents some.
-        if image.mode not in ("P", "L", "1", "I;16", "I"):
-            raise ValueError(f"its pixels are {image.mode}, not indices")
-        pixels = np.asarray(image)
-    return pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels
 
 
 def _union(plane: NDArray[np.integer[Any]], numbers: Sequence[int]) -> Mask:
@@ -133,7 +116,7 @@ def _numbers(plane: NDArray[np.integer[Any]]) -> set[int]:
     return {int(pixels[0]), *np.unique(pixels[begins]).tolist()}
 
 
-def _truth_names(folder: Path, clip: Clip) -> Sequence[str]:
+def _truth_names(folder: Path, clip: Clip, open_video: OpenVideo) -> Sequence[str]:
     """Name each frame as the true masks do: as a folder's frames are called, or those of the folder beside the masks.
 
     A video file's n-th frame is the n-th image of `images`, if there are as many; without that folder, that of the n-th mask,
@@ -150,7 +133,7 @@ def _truth_names(folder: Path, clip: Clip) -> Sequence[str]:
             f"{clip.video}: has {len(clip.names)} frames, but {folder} {len(stems)} masks, and no folder {images}: "
             "which frame a mask belongs to cannot be told"
         )
-    with _open_clip(str(images)) as reader:
+    with _open_clip(str(images), open_video) as reader:
         names = tuple(reader.names)
     if len(names) != len(clip.names):
         raise ConfigError(
@@ -161,7 +144,7 @@ def _truth_names(folder: Path, clip: Clip) -> Sequence[str]:
     return names
 
 
-def _open_clip(path: str) -> VideoReader:
+def _open_clip(path: str, open_video: OpenVideo) -> VideoReader:
     try:
         return open_video(path)
     except VideoError as error:
@@ -174,12 +157,3 @@ def _file_fps(reader: VideoReader) -> float:
         return FPS
     rate = (len(reader.times) - 1) / float(reader.times[-1])
     return float(Fraction(rate).limit_denominator(_LARGEST_DENOMINATOR))
-
-
-def _open_image(path: Path) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(path)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ConfigError(f"{path}: {error}") from None

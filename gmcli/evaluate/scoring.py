@@ -22,6 +22,9 @@ from gmcli.evaluate.protocol import SAMPLES, score_question, score_uniform, wind
 from gmcli.evaluate.summary import METRICS, Row, summaries
 from gmcli.ledger import Key, Record, item_name, read_config, read_records
 from gmcli.progress import Progress
+from gmcli.video import OpenVideo
+from gmcli.video.limits import DecodeLimits, limits_from
+from gmcli.video.sandbox import DecoderSandbox
 
 UNTYPED = "untyped"
 MISSING = "missing"
@@ -47,7 +50,7 @@ def evaluate(
     unless `allow_missing`, which counts those as empty, and for masks that do not fit the frames. Raises
     EnvironmentProblem where a worker process dies.
     """
-    read_config(run)
+    limits = limits_from(read_config(run))
     records, _ = read_records(run)
     _check_tasks(tasks)
     missing = _missing(run, tasks, records)
@@ -60,7 +63,7 @@ def evaluate(
     for key in missing:
         records.pop(key, None)
     rows: list[Row] = []
-    for part in _score_videos(run, tasks, records, workers):
+    for part in _score_videos(run, tasks, records, workers, limits):
         rows += part
         if progress is not None:
             _show(progress, len(part))
@@ -137,18 +140,19 @@ def _missing(run: Path, tasks: Sequence[VideoTask], records: Mapping[Key, Record
 
 
 def _score_videos(
-    run: Path, tasks: Sequence[VideoTask], records: Mapping[Key, Record], workers: int
+    run: Path, tasks: Sequence[VideoTask], records: Mapping[Key, Record], workers: int, limits: DecodeLimits
 ) -> Iterator[list[Row]]:
     """Yield the rows of each video, in order."""
     jobs = [(run, task, [records.get((task.id, question.id)) for question in task.questions]) for task in tasks]
     if min(workers, len(jobs)) <= 1:
-        for job in jobs:
-            yield score_video(*job)
+        with DecoderSandbox(limits) as sandbox:
+            for job in jobs:
+                yield score_video(*job, sandbox.open)
         return
     # Spawned, not forked: a fork of a process with threads (tqdm has one) may hang.
     pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=_leave_interrupts)
     try:
-        for future in [pool.submit(score_video, *job) for job in jobs]:
+        for future in [pool.submit(_score_alone, *job, limits) for job in jobs]:
             yield future.result()
     except BrokenProcessPool:
         raise EnvironmentProblem(
@@ -163,16 +167,22 @@ def _leave_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def score_video(run: Path, task: VideoTask, records: Sequence[Record | None]) -> list[Row]:
+def _score_alone(run: Path, task: VideoTask, records: Sequence[Record | None], limits: DecodeLimits) -> list[Row]:
+    # A sandbox cannot be handed to another process.
+    with DecoderSandbox(limits) as sandbox:
+        return score_video(run, task, records, sandbox.open)
+
+
+def score_video(run: Path, task: VideoTask, records: Sequence[Record | None], open_video: OpenVideo) -> list[Row]:
     """Score all questions of a video; `records` has theirs in the same order, None for one without an answer."""
-    clip = read_clip(task)
+    clip = read_clip(task, open_video)
     objects: dict[str, Objects] = {}
     rows = []
     for question, record in zip(task.questions, records, strict=True):
         truth = _ground_truth(question)
         # The questions of a video mostly share one folder of masks; only one is held.
         if truth.masks not in objects:
-            objects = {truth.masks: read_objects(Path(truth.masks), clip)}
+            objects = {truth.masks: read_objects(Path(truth.masks), clip, open_video)}
         rows.append(_score(run, task.id, question, record, clip, objects[truth.masks]))
     return rows
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 from gmcli.errors import EnvironmentProblem
 from gmcli.evaluate.protocol import SAMPLES
 from gmcli.evaluate.summary import METRICS, RESAMPLES
-from gmcli.files import TEMPORARY, write_file
+from gmcli.files import TEMPORARY, make_directories, write_file
+from gmcli.text import one_line, printable
 
 COLUMNS = {
     "j": "J",
@@ -26,6 +28,10 @@ NOTE = (
 )
 
 _WIDTH = 12
+# In Markdown; the rest of its punctuation means nothing amid a line.
+_MARKDOWN = re.compile(r"[\\`*_\[\]|~]")
+# By what spreadsheets tell a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _INTERVAL = "95 % interval"
 _CSV = ("video", "question", "type", *METRICS, "answer", "true_answer", "status")
 
@@ -67,11 +73,15 @@ def markdown_table(run: str, scores: dict[str, Any], made_by: str) -> str:
 
 
 def csv_table(scores: dict[str, Any]) -> str:
-    """Write one row a question; scores in [0, 1] with all their digits, nothing where a score does not exist."""
+    """Write one row a question; scores in [0, 1] with all their digits, nothing where a score does not exist.
+
+    Text that a spreadsheet would take for a formula has an apostrophe before it.
+    """
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, _CSV, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(scores["questions_table"])
+    for row in scores["questions_table"]:
+        writer.writerow({name: _cell(value) for name, value in row.items()})
     return buffer.getvalue()
 
 
@@ -87,6 +97,7 @@ def write_report(path: Path, content: str) -> None:
         target = path.resolve()
         temporary = target.parent / TEMPORARY
         was_there = temporary.exists()
+        make_directories(target.parent)
         write_file(target.parent, target.name, content.encode())
         if not was_there:
             with suppress(OSError):
@@ -122,4 +133,12 @@ def _interval(bounds: list[float] | None) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|")
+    """Make text fit for a cell of a Markdown table: neither HTML nor links nor further cells."""
+    return _MARKDOWN.sub(r"\\\g<0>", one_line(text)).replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _cell(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    shown = printable(value)
+    return f"'{shown}" if shown.startswith(_FORMULA) else shown

@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from gmcli.distrust import open_file
+from gmcli.masks.rle import MAX_PIXELS
+
 Bits = Literal[1, 8]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -45,19 +48,28 @@ def _chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
 
 
-def read_indices(path: Path) -> NDArray[np.integer[Any]]:
+def read_indices(path: Path, size: tuple[int, int] | None = None) -> NDArray[np.integer[Any]]:
     """Read a PNG of one channel, [H, W]: the palette's indices, or the grey values.
 
-    Raises OSError, and ValueError for several channels and for a huge image.
+    Raises OSError, and ValueError for several channels, for another size than `size`, for a huge image and for what is
+    damaged otherwise.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            # By content, not by name: Pillow would hand PostScript to Ghostscript.
+            with open_file(path) as file, Image.open(file, formats=("PNG",)) as image:
                 # Colours say nothing of objects, and turning them into a palette invents some.
                 if image.mode not in ("P", "L", "1", "I;16", "I"):
                     raise ValueError(f"its pixels are {image.mode}, not indices")
+                found = image.height, image.width
+                if size is not None and found != size:
+                    raise ValueError(f"it is {found}, the frame {size} (H, W)")
+                if found[0] * found[1] > MAX_PIXELS:
+                    raise ValueError(f"{found[0]} x {found[1]} pixels are too many")
                 pixels = np.asarray(image)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError, SyntaxError) as error:
-        raise ValueError(str(error)) from None
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # Pillow's parsers raise whatever their input leads them to
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
     return pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels

@@ -12,11 +12,14 @@ from pathlib import Path
 from gmcli.data import Question, VideoTask
 from gmcli.errors import ConfigError, ItemError, UsageError
 from gmcli.files import TEMPORARY, make_directories, write_file
-from gmcli.ledger import Key, Record, inputs_of, read_config, read_records, take_lock
+from gmcli.ledger import Key, Record, check_links, inputs_of, read_config, read_records
+from gmcli.lock import take_lock
 from gmcli.progress import Progress
 from gmcli.render.formats import ENDINGS, WRITERS, Format, source_of
 from gmcli.render.scene import read_scene
-from gmcli.video import VideoReader, open_video
+from gmcli.video import OpenVideo, VideoReader
+from gmcli.video.limits import limits_from
+from gmcli.video.sandbox import DecoderSandbox
 
 # Part of what a render was made from: with another number everything is drawn again.
 _DRAWING = 1
@@ -75,6 +78,7 @@ def plan(
     same ids.
     """
     read_config(run)
+    check_links(run)
     if out.resolve() == run.resolve():
         raise UsageError(f"{out}: renders cannot lie among a run's own files", "Choose another --output.")
     records, damaged = read_records(run)
@@ -107,10 +111,10 @@ def render(run: Path, out: Path, planned: Plan, progress: Progress, *, truth: bo
     try:
         if planned.videos:
             make_directories(out)
-            with take_lock(out):
+            with take_lock(out), DecoderSandbox(limits_from(read_config(run))) as sandbox:
                 _clear_temporary(out)
                 for task, wanted in planned.videos:
-                    failed += _render_video(run, out, task, wanted, progress, truth)
+                    failed += _render_video(run, out, task, wanted, progress, truth, sandbox.open)
                 _clear_temporary(out)
     finally:
         progress.close()
@@ -118,7 +122,13 @@ def render(run: Path, out: Path, planned: Plan, progress: Progress, *, truth: bo
 
 
 def _render_video(
-    run: Path, out: Path, task: VideoTask, wanted: Sequence[Wanted], progress: Progress, truth: bool
+    run: Path,
+    out: Path,
+    task: VideoTask,
+    wanted: Sequence[Wanted],
+    progress: Progress,
+    truth: bool,
+    open_video: OpenVideo,
 ) -> list[str]:
     failed: list[str] = []
     with ExitStack() as stack:

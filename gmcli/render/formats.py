@@ -168,12 +168,12 @@ WRITERS: Mapping[Format, Writer] = {"mp4": write_mp4, "gif": write_gif, "sheet":
 def source_of(path: Path, kind: Format) -> str | None:
     """Return what a render says it was made from; None where there is no render, or one that cannot be read."""
     found: object = None
-    with suppress(OSError, ValueError, SyntaxError, av.FFmpegError, GmcliError):
+    with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError, av.FFmpegError, GmcliError):
         if kind == "mp4":
             with av.open(str(path)) as container:
                 found = container.metadata.get(_KEY)
         else:
-            with Image.open(path) as image:
+            with Image.open(path, formats=("PNG", "GIF")) as image:
                 found = image.info.get(_KEY)
     if isinstance(found, bytes):
         found = found.decode("ascii", "replace")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gmcli.data import GroundTruth, Question, Rle, TemporalSpan, VideoTask
 from gmcli.errors import GmcliError, ItemError
-from gmcli.items import mask_folder, read_item
+from gmcli.items import masks_of, read_item
 from gmcli.ledger import Record, item_name
 from gmcli.masks.png import read_indices
 from gmcli.masks.rle import decode_rle, rle_from_json
@@ -62,15 +62,14 @@ def read_scene(
     edges = _edges(reader.times, frames)
     where = item_name(*record.key)
     try:
-        item, sha256 = read_item(run, *record.key)
-        if sha256 != record.sha256:
-            raise ValueError("its content differs from what was recorded")
+        item, _ = read_item(run, *record.key, recorded=record.sha256)
         names = dict(zip(item["frames"], item["names"], strict=True))
         masks = item.get("masks")
         rles = {} if masks is None else dict(zip(names, map(rle_from_json, masks), strict=True))
         aimed = record.status != "no_target" and item["span"] is not None
         window = TemporalSpan(*item["span"]) if aimed else TemporalSpan(0, 0)
         answer = _answer(item, record.status)
+        pngs = masks_of(run, *record.key)
     except (OSError, ValueError, KeyError, TypeError, GmcliError) as error:
         raise ItemError(f"{where}: cannot be read ({error})", f"See what `gmcli verify {run}` says.") from None
     _check_names(where, names, reader)
@@ -85,7 +84,7 @@ def read_scene(
         window=window,
         names=names,
         rles=rles,
-        pngs=run / mask_folder(*record.key),
+        pngs=pngs,
         truth=known,
         truth_window=TemporalSpan(0, 0) if known is None else _truth_window(known, frames, edges),
         true_answer=(known.answer or "") if known is not None else "",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gmcli.errors import UsageError
-from gmcli.files import TEMPORARY, write_file
+from gmcli.files import TEMPORARY, make_directories, write_file
 from gmcli.ledger import Key, Record, read_config, read_records, read_run
 from gmcli.progress import Progress
 from gmcli.report import sources
@@ -16,6 +16,8 @@ from gmcli.report.media import LEVELS, Clip, encode_clip, read_clip, true_window
 from gmcli.report.page import write_page
 from gmcli.report.sources import Entry, finite, shown
 from gmcli.status import read_status
+from gmcli.video.limits import limits_from
+from gmcli.video.sandbox import DecoderSandbox
 
 # A video's share of the budget: its frames weigh about as much as the masks of so many questions.
 _FRAMES_WEIGHT = 50
@@ -66,6 +68,7 @@ def build_report(
         "rows": rows,
         "notes": notes,
     }
+    make_directories(output.parent)
     write_file(output.parent, output.name, lambda file: write_page(file, data, blobs))
     with suppress(OSError):  # not empty: somebody else is writing beside us
         (output.parent / TEMPORARY).rmdir()
@@ -83,10 +86,11 @@ def _read_videos(
     levels: Counter[int] = Counter()
     weight = sum(_weight(entry) for entry in entries)
     progress = Progress(videos=len(entries), questions=sum(len(entry.questions) for entry in entries), bar=bar)
+    sandbox = DecoderSandbox(limits_from(read_config(run)))
     try:
         for number, entry in enumerate(entries):
             answers = _answers(run, entry, records)
-            clip = read_clip(run, entry.id, entry.task, answers)
+            clip = read_clip(run, entry.id, entry.task, answers, sandbox.open)
             # What earlier videos left over is shared by the later ones.
             level, blob = _fit(clip, entry, budget * _weight(entry) / weight)
             budget, weight = budget - len(blob), weight - _weight(entry)
@@ -102,6 +106,7 @@ def _read_videos(
                 progress.add_question(failed=record is not None and record.status == "failed")
             progress.add_video()
     finally:
+        sandbox.close()
         progress.close()
     return videos, rows, blobs, _reductions(levels) + _unread(unread)
 

@@ -16,9 +16,10 @@ from PIL import Image
 from gmcli.data import GroundTruth, VideoTask
 from gmcli.errors import GmcliError, VideoError
 from gmcli.evaluate import window_frames
-from gmcli.items import mask_folder
+from gmcli.items import masks_of
+from gmcli.masks.png import read_indices
 from gmcli.masks.rle import area, decode_rle, encode_rle, rle_from_json
-from gmcli.video import GROUNDMORE_FPS, VideoReader, frame_range, open_video
+from gmcli.video import GROUNDMORE_FPS, OpenVideo, VideoReader, frame_range
 
 # A question's frame with the largest mask is looked for among so many.
 _CANDIDATES = 48
@@ -69,7 +70,13 @@ class Clip:
         return round(float(self.timeline[frame]), 3) if known and self.timeline is not None else None
 
 
-def read_clip(run: Path, video: str, task: VideoTask | None, items: Mapping[str, Mapping[str, Any]]) -> Clip:
+def read_clip(
+    run: Path,
+    video: str,
+    task: VideoTask | None,
+    items: Mapping[str, Mapping[str, Any]],
+    open_video: OpenVideo,
+) -> Clip:
     """Read the frames of a video that show its questions best, and the questions' masks on them.
 
     items: the answered questions' items by id. Frames are chosen among those with masks. A video that cannot be read costs
@@ -195,8 +202,7 @@ def _read_mask(run: Path, key: tuple[str, str], item: Mapping[str, Any], positio
         if item.get("masks"):
             rle = rle_from_json(item["masks"][position])
             return decode_rle(rle) if area(rle) else None
-        with Image.open(run / mask_folder(*key) / f"{item['names'][position]}.png") as image:
-            mask = np.asarray(image.convert("L")) > 127
+        mask = read_indices(masks_of(run, *key) / f"{item['names'][position]}.png") > 0
         return mask if mask.any() else None
     return None
 

@@ -1,6 +1,5 @@
 """Gather what the page says of a run's questions: from the ledger, the items, a manifest and scores."""
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gmcli.data import Question, VideoTask
+from gmcli.distrust import load_json, read_file
 from gmcli.errors import ConfigError
 from gmcli.evaluate import evaluate
 from gmcli.items import read_item
@@ -91,11 +91,9 @@ def read_answer(run: Path, record: Record | None) -> dict[str, Any] | None:
     if record is None or record.status == "failed":
         return None
     try:
-        item, sha256 = read_item(run, *record.key)
-    except (OSError, ValueError, RecursionError):
+        return read_item(run, *record.key, recorded=record.sha256)[0]
+    except (OSError, ValueError):
         return None
-    lists = (item.get("frames"), item.get("names"))
-    return item if sha256 == record.sha256 and all(isinstance(value, list) for value in lists) else None
 
 
 def scores_of(run: Path, tasks: Sequence[VideoTask], file: Path | None) -> tuple[dict[str, Any] | None, str | None]:
@@ -118,8 +116,8 @@ def scores_of(run: Path, tasks: Sequence[VideoTask], file: Path | None) -> tuple
 def read_scores(file: Path) -> dict[str, Any]:
     """Read what `gmcli eval --json` wrote. Raises ConfigError where it cannot be read or is something else."""
     try:
-        value = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        value = load_json(read_file(file))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: cannot be read as scores ({error})", "Write it with `gmcli eval --json`.") from None
     if not isinstance(value, dict) or not isinstance(value.get("overall"), dict):
         raise ConfigError(f"{file}: holds no scores ('overall' is missing)", "Write it with `gmcli eval --json`.")

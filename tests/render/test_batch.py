@@ -7,7 +7,8 @@ import pytest
 
 from gmcli.data import Question
 from gmcli.errors import ConfigError, RunLocked, UsageError
-from gmcli.ledger import Ledger, Record, inputs_of, take_lock
+from gmcli.ledger import Ledger, Record, inputs_of
+from gmcli.lock import take_lock
 from gmcli.render import batch
 from gmcli.render.batch import choose, plan
 from tests.fakes import IDENTITY

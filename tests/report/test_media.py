@@ -26,6 +26,7 @@ from gmcli.report.media import (
     true_window,
 )
 from gmcli.report.sources import read_answer
+from gmcli.video import open_video
 from tests.report.sample import make_tasks, write_run
 
 
@@ -81,7 +82,9 @@ def sample(request, tmp_path_factory):
 
 def test_an_independent_decoder_reads_the_masks_that_are_embedded(sample):
     run, task, scene, items = sample
-    blob = json.loads(encode_clip(read_clip(run, task.id, task, items), LEVELS[0], ["q0", "gone", "q1", "q2"]))
+    blob = json.loads(
+        encode_clip(read_clip(run, task.id, task, items, open_video), LEVELS[0], ["q0", "gone", "q1", "q2"])
+    )
     assert (blob["h"], blob["w"], len(blob["n"])) == (144, 256, 16)
     assert blob["m"][1] is None
     for number, listed in ((0, blob["m"][0]), (1, blob["m"][2]), (2, blob["m"][3])):
@@ -101,7 +104,7 @@ def test_an_independent_decoder_reads_the_masks_that_are_embedded(sample):
 
 def test_the_frame_that_stands_for_a_question_shows_its_mask(sample):
     run, task, _, items = sample
-    clip = read_clip(run, task.id, task, items)
+    clip = read_clip(run, task.id, task, items, open_video)
     for level in LEVELS[:-2]:
         blob = json.loads(encode_clip(clip, level, list(items)))
         assert len(blob["n"]) == level.frames
@@ -111,19 +114,19 @@ def test_the_frame_that_stands_for_a_question_shows_its_mask(sample):
 def test_a_video_that_is_gone_costs_its_pictures_only(sample, tmp_path):
     run, task, _, items = sample
     gone = VideoTask(task.id, str(tmp_path / "gone.mp4"), task.questions)
-    clip = read_clip(run, task.id, gone, items)
+    clip = read_clip(run, task.id, gone, items, open_video)
     assert "gone.mp4" in clip.note
     blob = json.loads(encode_clip(clip, Level(4, 64, 50), list(items)))
     assert blob["j"] == [None] * 4
     assert any(blob["m"][0])
     assert (clip.first, clip.stop, clip.seconds(0)) == (0, 36, None)
-    assert read_clip(run, task.id, None, items).note is None
+    assert read_clip(run, task.id, None, items, open_video).note is None
 
 
 def test_the_clip_and_its_times_are_those_of_a_video_file(clips):
     path = str(clips / "b.mp4")
     task = VideoTask("b", path, (), start=0.5, end=1.5)
-    clip = read_clip(Path("none"), "b", task, {})
+    clip = read_clip(Path("none"), "b", task, {}, open_video)
     assert (clip.first, clip.stop, clip.frames[0], clip.frames[-1]) == (5, 15, 5, 14)
     assert (clip.seconds(5), clip.seconds(20), clip.seconds(21)) == (0.5, 2.0, None)
     truth = GroundTruth("masks", (1,), 0.2, 0.6)
