@@ -18,11 +18,3 @@ def share_dir(name: str) -> Path:
 def cache_dir() -> Path:
     """Return the folder for what gmcli may build again: ${GMCLI_CACHE:-~/.cache/gmcli}."""
     return Path(os.environ.get("GMCLI_CACHE") or Path.home() / ".cache" / "gmcli")
-
-
-def private_dir(name: str) -> Path:
-    """Return a folder below cache_dir() that nobody else may read or write; make it where it is missing."""
-    folder = cache_dir() / name
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder.chmod(0o700)
-    return folder

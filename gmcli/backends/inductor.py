@@ -13,6 +13,7 @@ from gmcli.backends.bucket import varies_in_batch_only
 from gmcli.backends.component import Component, Run
 from gmcli.backends.export import INSTEAD, free_lengths, guarded, reason
 from gmcli.errors import EngineError, EnvironmentProblem
+from gmcli.private import keep_torch_private
 
 STORES = False
 
@@ -41,6 +42,7 @@ def load(component: Component, folder: Path | None) -> Run:
     lengths, and one more for each axis whose length of 1 inductor treats as a case of its own.
     """
     check_supported(component, "inductor")
+    keep_torch_private()
     static = varies_in_batch_only(component)
     graphed = static and component.device.type == "cuda"
     compiled = torch.compile(component.module, fullgraph=True, dynamic=False, mode="max-autotune" if graphed else None)

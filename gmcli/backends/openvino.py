@@ -14,6 +14,7 @@ from gmcli.backends.bucket import varies_in_batch_only
 from gmcli.backends.component import Component, Run
 from gmcli.backends.export import INSTEAD, export, guarded, reason
 from gmcli.errors import EngineError, EnvironmentProblem
+from gmcli.private import keep_openvino_silent
 
 STORES = True
 
@@ -83,7 +84,7 @@ def load(component: Component, folder: Path | None) -> Run:
 def _convert(program: torch.export.ExportedProgram) -> Any:
     """Convert an exported program, axes that vary included.
 
-    openvino.convert_model does the same, but reports every call to its makers over the network.
+    openvino.convert_model does the same, but is made to report every call to its makers over the network.
     """
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
@@ -118,6 +119,7 @@ def _check_supported(component: Component) -> None:
 
 
 def _openvino() -> Any:
+    keep_openvino_silent()
     try:
         import openvino
     except ImportError as error:

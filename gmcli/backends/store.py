@@ -29,6 +29,7 @@ from gmcli.backends.engine_folder import EngineKey as EngineKey
 from gmcli.backends.engine_folder import plain_files, read_engine, seal
 from gmcli.errors import EngineError, EnvironmentProblem
 from gmcli.files import TEMPORARY, fsync_directory, make_directories
+from gmcli.private import ELSEWHERE, check_private
 from gmcli.resources import cache_dir
 
 log = logging.getLogger("gmcli.store")
@@ -38,7 +39,6 @@ BUILD = "build"
 POLL_S = 0.1
 
 _NAME = re.compile(r"[a-z0-9_]+-[a-z0-9_]+-[0-9a-f]{16}")
-_ELSEWHERE = "Set GMCLI_CACHE to a folder of your own on a local disk."
 
 Stamp = tuple[int, int] | None
 
@@ -67,7 +67,7 @@ def default_root() -> Path:
     try:
         return cache_dir() / "engines"
     except RuntimeError as error:  # no home
-        raise EnvironmentProblem(f"engines cannot be kept ({error})", _ELSEWHERE) from None
+        raise EnvironmentProblem(f"engines cannot be kept ({error})", ELSEWHERE) from None
 
 
 class Store:
@@ -261,33 +261,19 @@ class Store:
     def _is_private(self) -> bool:
         """Return whether there is a root yet; raise EnvironmentProblem if anybody else could put engines into it."""
         try:
-            found, link = self.root.stat(), self.root.lstat()
+            check_private(self.root)
         except FileNotFoundError:
             return False
         except OSError as error:
             raise self._unusable(error) from None
-        user = os.geteuid()
-        if not stat.S_ISDIR(found.st_mode):
-            raise EnvironmentProblem(f"{self.root}: not a folder", _ELSEWHERE)
-        if found.st_uid != user or link.st_uid not in (user, 0):
-            raise EnvironmentProblem(
-                f"{self.root}: belongs to user {found.st_uid if found.st_uid != user else link.st_uid}, not to you "
-                f"({user}); engines are code, and only your own are run",
-                _ELSEWHERE,
-            )
-        if found.st_mode & 0o077:
-            raise EnvironmentProblem(
-                f"{self.root}: others can reach it (mode {stat.S_IMODE(found.st_mode):04o}); engines are code, and only "
-                "your own are run",
-                f"If nobody else wrote into it: chmod 700 '{self.root}'. Otherwise remove it first.",
-            )
         return True
 
     def _unusable(self, error: OSError) -> EnvironmentProblem:
-        return EnvironmentProblem(f"{self.root}: engines cannot be kept here ({error.strerror})", _ELSEWHERE)
+        return EnvironmentProblem(f"{self.root}: engines cannot be kept here ({error.strerror})", ELSEWHERE)
 
     def _open_lock(self, name: str) -> int:
-        make_directories(self.root.parent)
+        make_directories(self.root.parent.parent)
+        self.root.parent.mkdir(mode=0o700, exist_ok=True)
         self.root.mkdir(mode=0o700, exist_ok=True)
         self._is_private()
         (self.root / LOCKS).mkdir(mode=0o700, exist_ok=True)

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from safetensors import safe_open
 from tqdm import tqdm
 
 from gmcli import __version__
-from gmcli.checkpoints.load import DTYPES, STORED_TYPES, Source, check_checkpoint, key_problems, read_tensors
-from gmcli.checkpoints.locate import OWN_FORMAT, CheckpointFiles, fingerprint, read_tokenizer
-from gmcli.checkpoints.lora import Delta, read_adapter
+from gmcli.checkpoints.load import DTYPES, Source, check_checkpoint, key_problems
+from gmcli.checkpoints.locate import OWN_FORMAT, CheckpointFiles, check_unchanged, fingerprint, read_tokenizer
+from gmcli.checkpoints.lora import Delta, delta_problems, read_adapter
+from gmcli.checkpoints.sizes import size_problems
+from gmcli.checkpoints.weights import STORED_TYPES, open_safetensors, read_tensors
 from gmcli.errors import CheckpointError, EnvironmentProblem, UsageError
 from gmcli.files import fsync_directory
 from gmcli.model.config import MoraConfig
@@ -66,6 +67,7 @@ def convert(source: CheckpointFiles, destination: Path, dtype: str = "keep", ada
                 with path.open("rb") as written:
                     os.fsync(written.fileno())
             fsync_directory(folder)
+            check_unchanged(source)
             folder.rename(destination)
             fsync_directory(destination.parent)
     except OSError as error:
@@ -84,10 +86,14 @@ def _merge(source: CheckpointFiles, base: _Merged, adapter: Path) -> _Merged:
     # A localizer of another number of bins is not the base's any more.
     kept = {k: v for k, v in base.sources.items() if trained.config.localizer_bins or not k.startswith("localizer.")}
     sources = kept | dict(trained.sources)
-    problems = key_problems(trained.config, {k: s.shape for k, s in sources.items()})
-    problems += [f"LoRA of an unknown weight: {name}" for name in trained.deltas if name not in sources]
+    shapes = {k: s.shape for k, s in sources.items()}
+    problems = size_problems(trained.config, len(sources)) or key_problems(trained.config, shapes)
+    problems += delta_problems(trained.deltas, shapes)
     if problems:
-        raise CheckpointError(f"{adapter}: does not fit the model:\n  " + "\n  ".join(problems))
+        raise CheckpointError(
+            f"{adapter}: does not fit the model:\n  " + "\n  ".join(problems[:1000]),
+            "Name the folder of a stage that was trained from this checkpoint.",
+        )
     return _Merged(trained.config, sources, trained.added, trained.deltas)
 
 
@@ -134,9 +140,7 @@ def _in_order(sources: Mapping[str, Source]) -> Iterator[tuple[str, torch.Tensor
     for name in sorted(sources):
         file = sources[name].file
         if file not in opened:
-            opened[file] = (
-                safe_open(file, framework="pt") if file.suffix == ".safetensors" else dict(read_tensors(file))
-            )
+            opened[file] = open_safetensors(file) if file.suffix == ".safetensors" else dict(read_tensors(file))
         yield name, _get(opened[file], sources[name].key)
 
 

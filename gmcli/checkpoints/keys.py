@@ -49,7 +49,7 @@ def tower_to_own(key: str) -> str | None:
 def original_config(config: Mapping[str, Any], clip: ClipSizes, shapes: Shapes) -> MoraConfig:
     """Derive our configuration from an original config.json, the vision tower's sizes and the weights' shapes (our names).
 
-    Raises KeyError or TypeError where config.json lacks a size; the caller has checked that it does not.
+    Types and ranges are not checked. Raises KeyError where config.json lacks a size; the caller has checked that it does not.
     """
     rope = config.get("rope_theta")
     llm = LlamaSizes(
@@ -60,10 +60,10 @@ def original_config(config: Mapping[str, Any], clip: ClipSizes, shapes: Shapes) 
         num_attention_heads=config["num_attention_heads"],
         num_key_value_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
         max_position_embeddings=config["max_position_embeddings"],
-        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        rope_theta=float(rope) if rope else 10000.0,
+        rms_norm_eps=config.get("rms_norm_eps", 1e-6),
+        rope_theta=rope if rope else 10000.0,
     )
-    bins = shapes.get("localizer.2.weight", (0,))[0]
+    bins = (shapes.get("localizer.2.weight") or (0,))[0]
     named = {k: config[k] for k in ("visual_tokens", "conversation", "instruction") if isinstance(config.get(k), str)}
     return MoraConfig(
         llm=llm,

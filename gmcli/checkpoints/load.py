@@ -1,18 +1,24 @@
 """Load a checkpoint's weights into the model: strictly, file by file, never as a pickle that can run code."""
 
-import pickle
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import CLIPVisionConfig
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from gmcli.checkpoints.keys import original_config, original_to_own, tower_to_own
-from gmcli.checkpoints.locate import CheckpointFiles, VisionTowerFiles, locate_checkpoint, read_tokenizer
+from gmcli.checkpoints.locate import (
+    CheckpointFiles,
+    VisionTowerFiles,
+    check_unchanged,
+    locate_checkpoint,
+    read_tokenizer,
+)
+from gmcli.checkpoints.sizes import size_problems
+from gmcli.checkpoints.weights import STORED_TYPES, read_headers, read_tensors
 from gmcli.config import check_llm_weights
 from gmcli.errors import CheckpointError, EnvironmentProblem
 from gmcli.model.config import ClipSizes, MoraConfig
@@ -20,9 +26,9 @@ from gmcli.model.generate import SpecialIds
 from gmcli.model.mora import Mora, build_on_meta, restore_buffers
 from gmcli.model.quantize import linear_layers, quantized_linear
 from gmcli.model.tokenizer import Tokenizer
+from gmcli.text import one_line, shorten
 
-# Names of types in safetensors files.
-STORED_TYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_MOST_PROBLEMS = 1000  # of keys to be named one by one; a 13B model has as many
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -64,6 +70,7 @@ def load_checkpoint(
     a device that has no kernels for llm_weights.
     """
     files = locate_checkpoint(ref) if isinstance(ref, str) else ref
+    check_unchanged(files)
     device = torch.device(device)
     check_llm_weights(llm_weights, device.type, dtype)
     config, sources = check_checkpoint(files)
@@ -87,6 +94,7 @@ def load_checkpoint(
     restore_buffers(model, device)
     model.eval().requires_grad_(False)
     tokenizer = read_tokenizer(files)
+    check_unchanged(files)
     return Checkpoint(model, tokenizer, special_ids(tokenizer, config), files)
 
 
@@ -95,20 +103,28 @@ def check_checkpoint(files: CheckpointFiles) -> tuple[MoraConfig, Mapping[str, S
 
     Returns the configuration and where each of our keys lies. Raises CheckpointError listing all that does not fit.
     """
+    where = str(files.path / "config.json")
     if files.layout == "gmcli":
         values = {k: v for k, v in files.config.items() if k != "format"}
-        config = MoraConfig.from_json(values, str(files.path / "config.json"))
+        config = MoraConfig.from_json(values, where)
         sources = _collect(files.weights, lambda key: key)
     else:
         tower = files.vision_tower
         assert tower is not None
         sources = _collect(files.weights, original_to_own) | _collect(tower.weights, tower_to_own)
-        clip = clip_sizes(tower, files.config)
-        config = original_config(files.config, clip, {k: s.shape for k, s in sources.items()})
+        derived = original_config(
+            files.config, clip_sizes(tower, files.config), {k: s.shape for k, s in sources.items()}
+        )
+        config = MoraConfig.from_json(derived.to_json(), where)  # the types of what it took over are not checked yet
+    if problems := size_problems(config, len(sources)):
+        raise CheckpointError("\n".join(f"{where}: {p}" for p in problems), "These are the sizes of no such model.")
     problems = key_problems(config, {k: s.shape for k, s in sources.items()})
     if problems:
+        more = [f"… and {len(problems) - _MOST_PROBLEMS} more"] if len(problems) > _MOST_PROBLEMS else []
         raise CheckpointError(
-            f"{files.path}: the weights do not fit the model; {len(problems)} keys:\n  " + "\n  ".join(problems)
+            f"{files.path}: the weights do not fit the model; {len(problems)} keys:\n  "
+            + "\n  ".join(problems[:_MOST_PROBLEMS] + more),
+            "Weights and config.json belong to different models, or are damaged.",
         )
     return config, sources
 
@@ -117,7 +133,7 @@ def key_problems(config: MoraConfig, shapes: Mapping[str, tuple[int, ...]]) -> l
     """List every missing, surplus or misshapen key (our names) of a checkpoint against the model's own."""
     wanted = {k: tuple(v.shape) for k, v in build_on_meta(config).state_dict().items()}
     problems = [f"missing: {k} {list(v)}" for k, v in wanted.items() if k not in shapes]
-    problems += [f"unknown: {k} {list(v)}" for k, v in shapes.items() if k not in wanted]
+    problems += [f"unknown: {shorten(one_line(k), 200)} {list(v)}" for k, v in shapes.items() if k not in wanted]
     problems += [
         f"wrong shape: {k} is {list(shapes[k])}, the model needs {list(v)}"
         for k, v in wanted.items()
@@ -135,23 +151,17 @@ def special_ids(tokenizer: Tokenizer, config: MoraConfig) -> SpecialIds:
 
 
 def clip_sizes(tower: VisionTowerFiles, config: Mapping[str, Any]) -> ClipSizes:
-    """Read a vision tower's sizes from a CLIPVisionConfig or a full CLIPConfig."""
+    """Read a vision tower's sizes from a CLIPVisionConfig or a full CLIPConfig; their types and ranges are not checked.
+
+    Only sizes are taken out: transformers would act upon other fields, such as a billion labels.
+    """
     values = tower.config.get("vision_config", tower.config)
-    full = CLIPVisionConfig.from_dict(dict(values))
-    select = config.get("mm_vision_select_layer", -2)
-    if type(select) is not int or not -full.num_hidden_layers - 1 <= select < 0:
-        raise CheckpointError(f"mm_vision_select_layer {select!r} names no layer of the vision tower")
-    return ClipSizes(
-        hidden_size=full.hidden_size,
-        intermediate_size=full.intermediate_size,
-        num_hidden_layers=full.num_hidden_layers,
-        num_attention_heads=full.num_attention_heads,
-        image_size=int(full.image_size),  # type: ignore[arg-type]
-        patch_size=int(full.patch_size),  # type: ignore[arg-type]
-        hidden_act=str(full.hidden_act),
-        layer_norm_eps=float(full.layer_norm_eps),
-        select_layer=select,
-    )
+    if not isinstance(values, Mapping):
+        raise CheckpointError(f"{tower.path / 'config.json'}: vision_config: expected an object", "Download it again.")
+    default = CLIPVisionConfig()
+    names = [f.name for f in fields(ClipSizes) if f.name != "select_layer"]
+    sizes = {name: values.get(name, getattr(default, name)) for name in names}
+    return ClipSizes(**sizes, select_layer=config.get("mm_vision_select_layer", -2))
 
 
 def choose_attention(wanted: str, device: torch.device, dtype: str) -> str:
@@ -183,61 +193,12 @@ def _collect(files: tuple[Path, ...], rename: Any) -> dict[str, Source]:
                 continue
             if not isinstance(dtype, torch.dtype) or dtype not in STORED_TYPES.values():
                 raise CheckpointError(
-                    f"{file}: {key} is stored as {dtype}; only floating-point weights are known here",
+                    f"{file}: {shorten(one_line(key), 200)} is stored as {dtype}; only floating-point weights are known here",
                     "Use the checkpoint as it was before it was quantised.",
                 )
             if ours in found:
-                raise CheckpointError(f"{file}: {key} is also in {found[ours].file.name}")
+                raise CheckpointError(
+                    f"{file}: {shorten(one_line(key), 200)} is also in {found[ours].file.name}", "Download both again."
+                )
             found[ours] = Source(file, key, shape, dtype)
     return found
-
-
-def read_headers(file: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype | str]]:
-    """Yield name, shape and type of every tensor without reading its values."""
-    if file.suffix == ".safetensors":
-        with _open_safetensors(file) as opened:
-            for key in opened.keys():  # noqa: SIM118 (not a mapping)
-                header = opened.get_slice(key)
-                yield key, tuple(header.get_shape()), STORED_TYPES.get(header.get_dtype(), header.get_dtype())
-    else:
-        for key, tensor in _load_bin(file).items():
-            yield key, tuple(tensor.shape), tensor.dtype
-
-
-def read_tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield a weight file's names (its own) and tensors, on the CPU."""
-    if file.suffix == ".safetensors":
-        with _open_safetensors(file) as opened:
-            for key in opened.keys():  # noqa: SIM118
-                yield key, opened.get_tensor(key)
-    else:
-        yield from _load_bin(file).items()
-
-
-def _open_safetensors(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error})", "The file is damaged; download it again.") from None
-
-
-def _load_bin(file: Path) -> dict[str, torch.Tensor]:
-    """Read a .bin file with the unpickler that can only make tensors. Memory-mapped: values are read when used."""
-    if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 10):
-        raise CheckpointError(
-            f"{file}: torch {torch.__version__} does not read .bin files safely (CVE-2026-24747)",
-            "pip install -U 'torch>=2.10', or convert the checkpoint to safetensors elsewhere.",
-        )
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{file}: not a file of plain tensors ({reason})",
-            "It is damaged, or it holds code, which gmcli never runs.",
-        ) from None
-    if not isinstance(state, dict) or not all(
-        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
-    ):
-        raise CheckpointError(f"{file}: expected a dictionary of tensors")
-    return state

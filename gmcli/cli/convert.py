@@ -4,6 +4,8 @@ from pathlib import Path
 
 import click
 
+from gmcli.cli.echo import say
+
 
 @click.command()
 @click.argument("source")
@@ -19,6 +21,7 @@ import click
 @click.option(
     "--vision-tower", metavar="REF", help="Folder or hub name of CLIP, if config.json's is not the right one."
 )
+@click.option("--require-sha256", metavar="HEX", help="Refuse a SOURCE of another content (its fingerprint).")
 @click.option(
     "--merge-lora",
     type=click.Path(path_type=Path),
@@ -31,12 +34,16 @@ def convert(
     dtype: str,
     revision: str | None,
     vision_tower: str | None,
+    require_sha256: str | None,
     merge_lora: Path | None,
 ) -> None:
     """Write the checkpoint SOURCE (folder or hub name) as DESTINATION: one safetensors file that needs nothing else."""
     from gmcli.checkpoints.convert import convert
     from gmcli.checkpoints.locate import locate_checkpoint
+    from gmcli.config import sha256_option
 
-    files = locate_checkpoint(source, revision=revision, vision_tower=vision_tower)
+    files = locate_checkpoint(
+        source, revision=revision, vision_tower=vision_tower, require_sha256=sha256_option(require_sha256)
+    )
     count = convert(files, destination, dtype, merge_lora)
-    click.echo(f"{destination}: {count} tensors")
+    say(f"{destination}: {count} tensors")

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gmcli.cli.echo import say
 from gmcli.config import DTYPES
 from gmcli.errors import UsageError
 
@@ -32,6 +33,7 @@ def _options(function: "Callable[..., None]") -> "Callable[..., None]":
             click.option(
                 "--vision-tower", metavar="REF", help="Folder or hub name of CLIP, for an original checkpoint."
             ),
+            click.option("--require-sha256", metavar="HEX", help="Refuse a checkpoint of another content."),
             click.option(
                 "--component",
                 "names",
@@ -69,6 +71,7 @@ def export(
     checkpoint: str,
     revision: str | None,
     vision_tower: str | None,
+    require_sha256: str | None,
     names: "Sequence[str]",
     dtype: str,
     device: str,
@@ -82,7 +85,7 @@ def export(
 
     device, dtype = _where(device, dtype)
     check_backend(backend, device, dtype)
-    loaded = _load(checkpoint, revision, vision_tower, device, dtype)
+    loaded = _load(checkpoint, revision, vision_tower, require_sha256, device, dtype)
     _export(loaded, _plan(loaded, backend, names, questions))
 
 
@@ -96,13 +99,18 @@ def _where(device: str, dtype: str) -> tuple[str, str]:
     return device, dtype if dtype != "auto" else ("fp32" if device == "cpu" else "bf16")
 
 
-def _load(ref: str, revision: str | None, vision_tower: str | None, device: str, dtype: str) -> "Checkpoint":
+def _load(
+    ref: str, revision: str | None, vision_tower: str | None, require_sha256: str | None, device: str, dtype: str
+) -> "Checkpoint":
     from gmcli.checkpoints.load import load_checkpoint
     from gmcli.checkpoints.locate import locate_checkpoint
+    from gmcli.config import sha256_option
     from gmcli.logs import set_up_logging
 
     set_up_logging("text")
-    files = locate_checkpoint(ref, revision=revision, vision_tower=vision_tower)
+    files = locate_checkpoint(
+        ref, revision=revision, vision_tower=vision_tower, require_sha256=sha256_option(require_sha256)
+    )
     return load_checkpoint(files, device=device, dtype=dtype)
 
 
@@ -124,11 +132,11 @@ def _export(checkpoint: "Checkpoint", plans: "Sequence[Planned]") -> None:
         found = store.find(plan.key) is not None
         engine = ensure_engine(reference, plan, store)
         how = "was there" if found else f"built in {time.monotonic() - start:.1f} s"
-        click.echo(
+        say(
             f"{plan.component.name:<18} {how}, mask IoU {engine.facts['mask_iou']:.6f}, "
             f"{engine.size_bytes / 1e6:.1f} MB, {engine.name}"
         )
-    click.echo(f"stored in {store.root}")
+    say(f"stored in {store.root}")
 
 
 @click.command("export-trt")
@@ -143,6 +151,7 @@ def export_trt(
     checkpoint: str,
     revision: str | None,
     vision_tower: str | None,
+    require_sha256: str | None,
     names: "Sequence[str]",
     dtype: str,
     device: str,
@@ -156,15 +165,21 @@ def export_trt(
     if dry_run and ahead:
         raise UsageError("--dry-run and --ahead exclude each other", "Leave one out.")
     if dry_run:
-        _dry_run(_load(checkpoint, revision, vision_tower, *_where(device, dtype)), names, questions)
+        _dry_run(_load(checkpoint, revision, vision_tower, require_sha256, *_where(device, dtype)), names, questions)
         return
     if ahead:
         dtype = "bf16" if dtype == "auto" else dtype  # as `infer` has it on a GPU
-        _ahead(_load(checkpoint, revision, vision_tower, "cpu", dtype), dtype, ahead, names or _NAMES, questions)
+        _ahead(
+            _load(checkpoint, revision, vision_tower, require_sha256, "cpu", dtype),
+            dtype,
+            ahead,
+            names or _NAMES,
+            questions,
+        )
         return
     device, dtype = _where(device, dtype)
     check_backend("tensorrt", device, dtype)
-    loaded = _load(checkpoint, revision, vision_tower, device, dtype)
+    loaded = _load(checkpoint, revision, vision_tower, require_sha256, device, dtype)
     _export(loaded, _plan(loaded, "tensorrt", names, questions))
 
 
@@ -178,7 +193,7 @@ def _dry_run(checkpoint: "Checkpoint", names: "Sequence[str]", questions: int) -
     for name, coverage in tensorrt_coverage(checkpoint, questions=questions, only=names or _NAMES):
         whole &= coverage.whole
         left = ", ".join(f"{operator} ({count})" for operator, count in coverage.left_out.items())
-        click.echo(
+        say(
             f"{name:<18} {coverage.supported} of {coverage.operators} operators, {coverage.engines} engine(s)"
             + (f", left out: {left}" if left else "")
         )
@@ -192,7 +207,7 @@ def _ahead(checkpoint: "Checkpoint", dtype: str, capability: str, names: "Sequen
 
     store = Store()
     for engine in build_ahead(checkpoint, capability, store, questions=questions, only=names):
-        click.echo(f"{engine.key.component:<18} {engine.size_bytes / 1e6:.1f} MB, {engine.name}, not compared yet")
-    click.echo(
+        say(f"{engine.key.component:<18} {engine.size_bytes / 1e6:.1f} MB, {engine.name}, not compared yet")
+    say(
         f"stored in {store.root}; on such a GPU `gmcli infer --backend tensorrt_rtx --dtype {dtype}` compares and uses it"
     )

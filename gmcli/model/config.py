@@ -5,12 +5,15 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from gmcli.errors import CheckpointError
+from gmcli.text import one_line, shorten
 
 VisualTokens = Literal["frame", "pooled", "pooled_padded", "temporal", "changes"]
 Conversation = Literal["llava_v1", "llava_llama_2", "plain"]
 
 # The published Video-ChatGPT pooling pads the temporal tokens with zero rows up to this many frames.
 PADDED_TEMPORAL_TOKENS = 100
+
+_MOST_PROBLEMS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +111,12 @@ class MoraConfig:
         arguments |= _checked(cls, rest, "", problems, skip=set(sections))
         for name, choices in (("visual_tokens", get_args(VisualTokens)), ("conversation", get_args(Conversation))):
             if name in arguments and arguments[name] not in choices:
-                problems.append(f"{name}: {arguments[name]!r} is none of {', '.join(choices)}")
+                problems.append(f"{name}: {shorten(repr(arguments[name]))} is none of {', '.join(choices)}")
         if problems:
-            raise CheckpointError("\n".join(f"{where}: {p}" for p in problems))
+            raise CheckpointError(
+                "\n".join(f"{where}: {p}" for p in problems[:_MOST_PROBLEMS]),
+                "It is damaged, or of another model; get it again from where the checkpoint comes from.",
+            )
         return cls(**arguments)
 
 
@@ -125,7 +131,7 @@ def _checked(
 ) -> dict[str, Any]:
     """Check names and types of a dataclass's fields against JSON values; append what is wrong to `problems`."""
     known = {f.name: f for f in fields(kind) if f.name not in (skip or set())}
-    problems += [f"{prefix}{name}: unknown field" for name in value if name not in known]
+    problems += [f"{prefix}{shorten(one_line(name))}: unknown field" for name in value if name not in known]
     arguments: dict[str, Any] = {}
     for name, field in known.items():
         if name not in value:
@@ -134,7 +140,7 @@ def _checked(
             continue
         got = value[name]
         if field.type is float and isinstance(got, int) and not isinstance(got, bool):
-            got = float(got)
+            got = float(got) if abs(got) < 1 << 64 else got  # the type is wrong then, and not a crash
         if field.type == tuple[int, ...]:
             right = isinstance(got, list | tuple) and all(type(x) is int for x in got)
             got = tuple(got) if right else got
@@ -144,5 +150,5 @@ def _checked(
         if right:
             arguments[name] = got
         else:
-            problems.append(f"{prefix}{name}: {got!r} has the wrong type")
+            problems.append(f"{prefix}{name}: {shorten(repr(got))} has the wrong type")
     return arguments

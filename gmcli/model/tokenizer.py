@@ -27,10 +27,12 @@ class Tokenizer:
         try:
             self._sp = sentencepiece.SentencePieceProcessor(model_file=str(model))
         except (OSError, RuntimeError) as error:
-            raise CheckpointError(f"{model}: not a sentencepiece model ({error})") from None
+            raise CheckpointError(f"{model}: not a sentencepiece model ({error})", "Download it again.") from None
         self.added = dict(added)
         self.bos_id: int = self._sp.bos_id()
         self.eos_id: int = self._sp.eos_id()
+        if min(self.bos_id, self.eos_id) < 0:
+            raise CheckpointError(f"{model}: has no <s> or no </s>", "Use the tokenizer of a LLaMA model.")
         self._special = {self._sp.id_to_piece(i): i for i in (self.bos_id, self.eos_id, self._sp.unk_id()) if i >= 0}
         self._ids = self.added | self._special
         self._names = {i: token for token, i in self._ids.items()}

@@ -14,7 +14,7 @@ from gmcli.checkpoints.locate import CheckpointFiles, fingerprint, locate_checkp
 from gmcli.checkpoints.lora import ADAPTER, adapter_record
 from gmcli.errors import CheckpointError, ConfigError
 from gmcli.files import make_directories, write_file
-from gmcli.ledger import take_lock
+from gmcli.lock import take_lock
 from gmcli.manifest import read_manifest
 from gmcli.train.config import MoraOptions, StageConfig, TrainConfig
 from gmcli.train.data import MoraBatches, check_tasks, list_questions

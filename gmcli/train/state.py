@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gmcli.errors import ConfigError
+from gmcli.checkpoints.weights import load_pickled
+from gmcli.errors import CheckpointError, ConfigError
 from gmcli.files import fsync_directory, make_directories, write_file
 from gmcli.train.config import StageSettings
 
@@ -94,8 +94,8 @@ def load_last(out: Path, module: nn.Module) -> list[dict[str, Any]]:
     folder = out / LAST
     try:
         weights = load_file(folder / _WEIGHTS)
-        optimizers: list[dict[str, Any]] = torch.load(folder / _OPTIMIZERS, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        optimizers: list[dict[str, Any]] = load_pickled(folder / _OPTIMIZERS, mmap=False)
+    except (OSError, SafetensorError, CheckpointError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{folder}: cannot be read ({reason})", "Remove it to start the stage anew.") from None
     own = _kept(module)

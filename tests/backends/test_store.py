@@ -1,10 +1,12 @@
 import dataclasses
 import fcntl
+import grp
 import hashlib
 import json
 import logging
 import mmap
 import os
+import pwd
 import resource
 import shutil
 import signal
@@ -14,6 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -228,6 +231,80 @@ def test_another_users_link_is_refused(store, tmp_path):
     os.lchown(store.root, 12345, 12345)
     with pytest.raises(EnvironmentProblem, match="belongs to user 12345"):
         store.get_or_build(KEY, build)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o702])
+def test_a_folder_above_the_root_that_others_can_write_to_is_refused(store, tmp_path, mode, monkeypatch):
+    """Whoever writes there can put a root of his own in the place of ours, once ours has been looked at."""
+    monkeypatch.setattr("gmcli.private._is_own_group", lambda group: False)
+    store.get_or_build(KEY, build)
+    for folder in (store.root.parent, tmp_path):
+        folder.chmod(mode)
+        for call in (lambda: store.find(KEY), lambda: store.get_or_build(KEY, must_not_build), store.entries):
+            with pytest.raises(EnvironmentProblem, match=f"{folder}: others can write there") as caught:
+                call()
+            assert f"chmod go-w '{folder}'" in caught.value.hint
+            assert "GMCLI_CACHE" in caught.value.hint
+        folder.chmod(0o700)
+    # Where it is sticky, as /tmp is, nobody can rename what is ours.
+    store.root.parent.chmod(0o1777)
+    assert store.find(KEY) is not None
+
+
+def test_a_group_of_ones_own_is_nobody_else(store, monkeypatch):
+    store.get_or_build(KEY, build)
+    store.root.parent.chmod(0o770)
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    for name, members, fits in (
+        (user, [], True),
+        (user, [user], True),
+        (user, [user, "eve"], False),
+        ("staff", [], False),
+    ):
+        monkeypatch.setattr(grp, "getgrgid", lambda _, n=name, m=members: SimpleNamespace(gr_name=n, gr_mem=m))
+        if fits:
+            assert store.find(KEY) is not None
+            continue
+        with pytest.raises(EnvironmentProblem, match="others can write there"):
+            store.find(KEY)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+@pytest.mark.parametrize("what", ["root", "parent", "link on the way", "engine"])
+def test_what_another_user_owns_is_refused(store, tmp_path, what):
+    engine = store.get_or_build(KEY, build)
+    if what == "root":
+        os.chown(store.root, 12345, 12345)
+    if what == "parent":
+        os.chown(store.root.parent, 12345, 12345)
+    if what == "link on the way":
+        store.root.parent.rename(tmp_path / "disk")
+        store.root.parent.symlink_to("disk")
+        assert store.find(KEY) is not None
+        os.lchown(store.root.parent, 12345, 12345)
+    if what == "engine":  # its folder: in our root, where nobody else can go, that is no way in
+        os.chown(engine.path, 12345, 12345)
+        assert store.find(KEY) is not None
+        return
+    with pytest.raises(EnvironmentProblem, match="user 12345"):
+        store.find(KEY)
+
+
+def test_a_circle_of_links_ends(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(EnvironmentProblem, match="cannot be kept here"):
+        Store(tmp_path / "a" / "engines").entries()
+
+
+def test_another_engine_in_the_place_of_one_is_refused(store):
+    """Its files fit its manifest, and both are not what the key asks for."""
+    engine = store.get_or_build(KEY, build)
+    stranger = store.get_or_build(other(weights_sha256="c" * 64), lambda f: (f / "evil.so").write_bytes(b"x") and FACTS)
+    shutil.rmtree(engine.path)
+    stranger.path.rename(engine.path)
+    with pytest.raises(EngineError, match="its key is that of another engine"):
+        store.find(KEY)
 
 
 def test_what_cannot_be_a_root_is_an_environment_problem(tmp_path, monkeypatch):
