@@ -6,10 +6,12 @@ afterwards.
 
 import os
 import shutil
+import stat
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,10 +29,13 @@ def fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def make_directories(path: Path) -> None:
-    """Create a directory and its parents durably."""
+def make_directories(path: Path, *, root: Path | None = None) -> None:
+    """Create a directory and its parents durably.
+
+    root: a parent that must be there already; raises FileNotFoundError where it is not.
+    """
     missing = []
-    while not path.is_dir():
+    while path != root and not path.is_dir():
         missing.append(path)
         path = path.parent
     for folder in reversed(missing):
@@ -41,10 +46,11 @@ def make_directories(path: Path) -> None:
 def write_file(root: Path, name: str, content: bytes | Callable[[BinaryIO], None]) -> None:
     """Put a file at root/name, replacing an older one. content: bytes, or a function that writes them.
 
-    Temporary names live in root/.tmp, on the same file system. Raises OSError; then the old file is untouched.
+    Temporary names live in root/.tmp, on the same file system. Raises OSError, also where root is not there; then the old
+    file is untouched.
     """
     target = root / name
-    make_directories(target.parent)
+    make_directories(target.parent, root=root)
     temporary = _temporary(root)
     try:
         with temporary.open("xb") as file:
@@ -56,15 +62,19 @@ def write_file(root: Path, name: str, content: bytes | Callable[[BinaryIO], None
             os.fsync(file.fileno())
         temporary.replace(target)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong first is what is told
+            temporary.unlink()
         raise
     fsync_directory(target.parent)
 
 
 def write_folder(root: Path, name: str, files: Iterable[tuple[str, bytes]]) -> None:
-    """Put a folder of files at root/name, whole or not at all, replacing an older one."""
+    """Put a folder of files at root/name, whole or not at all, replacing whatever is there.
+
+    Between two renames there is neither the old folder nor the new one: whoever recorded the old one takes that back first.
+    """
     target = root / name
-    make_directories(target.parent)
+    make_directories(target.parent, root=root)
     temporary = _temporary(root)
     temporary.mkdir()
     try:
@@ -78,12 +88,11 @@ def write_folder(root: Path, name: str, files: Iterable[tuple[str, bytes]]) -> N
             for write in waiting:
                 write.result()
         fsync_directory(temporary)
-        if target.exists():
-            # A folder cannot be renamed over one with files in it. The ledger does not yet know of the new one, so a
-            # crash between the two renames costs the work of one question.
+        if os.path.lexists(target):
+            # A folder cannot be renamed over one with files in it.
             aside = _temporary(root)
             target.rename(aside)
-            shutil.rmtree(aside)
+            remove(aside)
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -98,9 +107,23 @@ def _write_durably(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all in it, durably; nothing happens where there is none."""
+    try:
+        is_folder = stat.S_ISDIR(path.lstat().st_mode)
+    except FileNotFoundError:
+        return
+    if is_folder:
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    fsync_directory(path.parent)
+
+
 def clear_temporary(root: Path) -> None:
-    """Remove what a killed run left under temporary names."""
-    shutil.rmtree(root / TEMPORARY, ignore_errors=True)
+    """Remove what a killed run left under temporary names, as far as that can be done."""
+    with suppress(OSError):
+        remove(root / TEMPORARY)
 
 
 def _temporary(root: Path) -> Path:

@@ -5,16 +5,15 @@ manifest.jsonl  the questions and true masks of the last run, with absolute path
 ledger.jsonl    one record a question, appended after its files are durable; the truth about what is done
 items/ masks/   the answers (written by run.py)
 results.json    all answers; failures.jsonl: all failures; run.json: versions, totals, timings
+heartbeat.json  when the run last gave a sign of life, and how far it was; no truth (see watch.py)
 logs/           one file a worker, one of the driver
 .lock           held while a run is on
 """
 
-import fcntl
 import hashlib
 import json
 import os
-import shutil
-import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,25 +22,36 @@ from typing import Any, BinaryIO, Self
 
 import yaml
 
-from gmcli.data import Question, Status, VideoTask
-from gmcli.errors import ConfigError, EnvironmentProblem, RunLocked
-from gmcli.files import TEMPORARY, clear_temporary, fsync_directory, make_directories, write_file
-from gmcli.text import shorten
+from gmcli.data import Question, Status, VideoTask, is_id
+from gmcli.distrust import load_json, open_file, read_file, refuse_links
+from gmcli.errors import ConfigError, EnvironmentProblem
+from gmcli.files import TEMPORARY, clear_temporary, fsync_directory, make_directories, remove, write_file
+from gmcli.lock import LOCK, is_lock_of, take_lock
+from gmcli.text import json_text, shorten
+from gmcli.yaml_fields import read_values
 
 LEDGER = "ledger.jsonl"
 CONFIG = "config.yaml"
-LOCK = ".lock"
 RESULTS = "results.json"
 FAILURES = "failures.jsonl"
 RENDERS = "renders"
 RUN = "run.json"
+HEARTBEAT = "heartbeat.json"
 MANIFEST = "manifest.jsonl"
 ITEMS = "items"
 MASKS = "masks"
 LOGS = "logs"
-OURS = frozenset({LEDGER, CONFIG, LOCK, MANIFEST, RESULTS, FAILURES, RUN, ITEMS, MASKS, RENDERS, LOGS, TEMPORARY})
+OURS = frozenset(
+    {LEDGER, CONFIG, LOCK, MANIFEST, RESULTS, FAILURES, RUN, HEARTBEAT, ITEMS, MASKS, RENDERS, LOGS, TEMPORARY}
+)
 
 STATUSES: tuple[Status, ...] = ("done", "no_target", "failed")
+
+# The status of a line that takes a record back: its question is being answered again.
+_WITHDRAWN = "withdrawn"
+_CHECKSUM = b',"crc":"'
+_MAX_LINE_BYTES = 256 << 20
+_FIELDS = {"video", "question", "status", "inputs", "sha256", "error", "crc"}
 
 Key = tuple[str, str]
 
@@ -67,7 +77,7 @@ class Record:
         return self.video, self.question
 
     def line(self) -> bytes:
-        """Return the record as one line of JSON."""
+        """Return the record as one line of JSON; its last field is a check sum (CRC-32) of what stands before it."""
         values = {
             "video": self.video,
             "question": self.question,
@@ -77,7 +87,8 @@ class Record:
             "error": self.error,
         }
         kept = {k: v for k, v in values.items() if v is not None}
-        return json.dumps(kept, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        text = json_text(kept, separators=(",", ":")).encode()[:-1]
+        return text + _CHECKSUM + b'%08x"}\n' % zlib.crc32(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +140,7 @@ class Ledger:
         """
         try:
             make_directories(path)
+            check_links(path)
             lock = take_lock(path)
         except OSError as error:
             raise EnvironmentProblem(
@@ -144,6 +156,7 @@ class Ledger:
             write_if_changed(path, CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode())
             (path / LOGS).mkdir(exist_ok=True)
             _cut_torn_tail(path / LEDGER)
+            _make_durable(path)
             records, damaged = read_records(path)
         except OSError as error:
             lock.close()
@@ -173,7 +186,8 @@ class Ledger:
             self._file.close()
         if self._lock:
             with suppress(OSError):  # not empty, where a write failed; the next run clears it
-                (self.path / TEMPORARY).rmdir()
+                if is_lock_of(self._lock, self.path):
+                    (self.path / TEMPORARY).rmdir()
             self._lock.close()
 
     def changed(self, tasks: Iterable[VideoTask]) -> list[str]:
@@ -216,22 +230,61 @@ class Ledger:
     def _has_item(self, record: Record) -> bool:
         return (self.path / item_name(*record.key)).is_file()
 
-    def append(self, record: Record) -> None:
-        """Record one question, durably. Its files must be durable already."""
+    def check_place(self) -> None:
+        """Raise EnvironmentProblem where the directory is no longer the one that was taken."""
         if self._lock is None:
             raise RuntimeError("the directory was looked at, not taken")
+        if not is_lock_of(self._lock, self.path):
+            raise EnvironmentProblem(
+                f"{self.path}: the run directory was moved, removed or replaced while the run was on",
+                "What was recorded went with it: run the same command again, with its new name.",
+            )
+
+    def withdraw(self, key: Key) -> None:
+        """Take back the record of an answer, durably, before its files are touched; no record is fine, too.
+
+        Else a crash amid the replacement would leave a record of the old answer with files of the new one.
+        """
+        self.check_place()
+        record = self.records.get(key)
+        if record is not None and record.status != "failed":
+            del self.records[key]
+            self._write(Record(*key, _WITHDRAWN, {}))
+
+    def append(self, record: Record) -> None:
+        """Record one question, durably. Its files must be durable already. Raises OSError; then nothing is recorded."""
+        self.check_place()
+        # First: an interruption after the write must not forget a record that is in the file.
+        self.records[record.key] = record
+        try:
+            self._write(record)
+        except OSError:
+            del self.records[record.key]
+            raise
+
+    def _write(self, record: Record) -> None:
+        """Add a line to the ledger, durably and whole, or leave the ledger as it was."""
         if self._file is None:
             self._file = (self.path / LEDGER).open("ab", buffering=0)
             fsync_directory(self.path)
-        self._file.write(record.line())
-        os.fsync(self._file.fileno())
-        self.records[record.key] = record
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            rest = record.line()
+            while rest:  # where the disk fills up, a part of a line is written before there is an error
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
+        except OSError:
+            # A torn line would swallow the next one; a whole one whose fsync failed may never reach the disk.
+            with suppress(OSError):
+                self._file.truncate(end)
+            raise
 
     def compact(self, tasks: Iterable[VideoTask]) -> None:
         """Rewrite the ledger in the manifest's order, one record a question, so that equal runs leave equal files."""
         if self._file:
             self._file.close()
             self._file = None
+        self.check_place()
         keys = dict.fromkeys((t.id, q.id) for t in tasks for q in t.questions)
         ordered = [self.records[k] for k in keys if k in self.records]
         ordered += [self.records[k] for k in sorted(self.records) if k not in keys]
@@ -243,34 +296,9 @@ def item_name(video: str, question: str) -> str:
     return f"{ITEMS}/{video}/{question}.json"
 
 
-def take_lock(path: Path) -> BinaryIO:
-    """Take the lock of a run directory or raise RunLocked. The lock goes with the process, however it ends."""
-    file = (path / LOCK).open("ab")
-    for attempt in range(3):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            # `gmcli status` asks by taking the lock for an instant.
-            if attempt < 2:
-                time.sleep(0.05)
-        else:
-            return file
-    file.close()
-    raise RunLocked(f"{path}: another run holds this directory", "Wait for it, or look with `gmcli status`.")
-
-
-def is_running(path: Path) -> bool:
-    """Ask whether a run holds a directory, without creating or changing anything in it."""
-    try:
-        file = (path / LOCK).open("rb")
-    except OSError:
-        return False
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+def check_links(path: Path) -> None:
+    """Raise ConfigError for links inside a run directory, through which a run would write elsewhere."""
+    refuse_links(path, OURS, (ITEMS, MASKS, LOGS))
 
 
 def read_records(path: Path) -> tuple[dict[Key, Record], list[str]]:
@@ -280,12 +308,16 @@ def read_records(path: Path) -> tuple[dict[Key, Record], list[str]]:
     """
     records: dict[Key, Record] = {}
     damaged = []
+    summed = False  # former versions wrote no check sums; behind a line with one, a line without has lost it
     for number, line in enumerate(_lines(path / LEDGER), start=1):
         if not line.endswith(b"\n"):
             continue
-        record = _parse(line)
+        record = _parse(line) if _CHECKSUM in line or not summed else None
+        summed = summed or (record is not None and _CHECKSUM in line)
         if record is None:
             damaged.append(f"{path / LEDGER}:{number}: not a record; its question will be answered again")
+        elif record.status == _WITHDRAWN:
+            records.pop(record.key, None)
         else:
             records[record.key] = record
     return records, damaged
@@ -293,15 +325,25 @@ def read_records(path: Path) -> tuple[dict[Key, Record], list[str]]:
 
 def _lines(path: Path) -> Iterator[bytes]:
     try:
-        with path.open("rb") as file:
-            yield from file
+        with open_file(path) as file:
+            while line := file.readline(_MAX_LINE_BYTES):
+                if len(line) == _MAX_LINE_BYTES and not line.endswith(b"\n"):
+                    while line and not line.endswith(b"\n"):
+                        line = file.readline(_MAX_LINE_BYTES)
+                    line = line and b"\n"  # no record is so long
+                yield line
     except FileNotFoundError:
         return
 
 
 def _parse(line: bytes) -> Record | None:
+    text, separator, checksum = line.rpartition(_CHECKSUM)
+    if separator and checksum != b'%08x"}\n' % zlib.crc32(text):
+        return None
     try:
         value = json.loads(line)
+        if not value.keys() <= _FIELDS:
+            return None
         record = Record(
             video=value["video"],
             question=value["question"],
@@ -313,11 +355,13 @@ def _parse(line: bytes) -> Record | None:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     good = (
-        isinstance(record.video, str)
-        and isinstance(record.question, str)
-        and record.status in STATUSES
+        # They become names of files: a ledger from elsewhere must not lead out of its directory.
+        is_id(record.video)
+        and is_id(record.question)
+        and record.status in (*STATUSES, _WITHDRAWN)
         and isinstance(record.inputs, dict)
-        and (isinstance(record.error, str) if record.status == "failed" else isinstance(record.sha256, str))
+        and (record.status != "failed" or isinstance(record.error, str))
+        and (record.status in ("failed", _WITHDRAWN) or isinstance(record.sha256, str))
     )
     return record if good else None
 
@@ -338,6 +382,18 @@ def _cut_torn_tail(path: Path) -> None:
                 break
         if position < end:
             file.truncate(position)
+            os.fsync(file.fileno())
+
+
+def _make_durable(path: Path) -> None:
+    """Make durable what is there. A run that was killed may have ended before its own fsync, and nobody repeats that."""
+    with suppress(PermissionError):  # the parent may be one where nothing can be listed
+        fsync_directory(path.parent)
+    for folder in (path, path / ITEMS, path / MASKS):
+        if folder.is_dir():
+            fsync_directory(folder)
+    if (path / LEDGER).exists():
+        with (path / LEDGER).open("rb") as file:
             os.fsync(file.fileno())
 
 
@@ -370,23 +426,38 @@ def _check_identity(path: Path, identity: Identity) -> None:
 def read_config(path: Path) -> dict[str, Any]:
     """Read the settings of a run directory; raise ConfigError where there are none."""
     try:
-        value = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: not a run directory ({CONFIG}: {type(error).__name__})") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path / CONFIG}: not a run's settings")
-    return value
+        return read_values(path / CONFIG, ConfigError)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{path}: not a run directory: {error.message.splitlines()[0]}", "Name a directory that `gmcli infer` made."
+        ) from None
 
 
 def read_run(path: Path) -> dict[str, Any]:
     """Read run.json; return an empty dictionary where no run has left one that can be read."""
     try:
-        value = json.loads((path / RUN).read_bytes())
+        value = load_json(read_file(path / RUN))
     except (OSError, ValueError, RecursionError):
         return {}
-    sections = ("totals", "fingerprints")
-    good = isinstance(value, dict) and "state" in value and all(isinstance(value.get(s), dict) for s in sections)
+    if not isinstance(value, dict) or "state" not in value:
+        return {}
+    # Runs of former versions have noted no files.
+    sections = (value.get("totals"), value.get("fingerprints"), value.setdefault("files", {}))
+    good = all(isinstance(s, dict) for s in sections) and all(isinstance(n, int) for n in value["totals"].values())
+    former = value.get("questions_of_former_manifests", {})
+    good = good and isinstance(former, dict) and all(isinstance(n, int) for n in former.values())
     return value if good else {}
+
+
+def kept_hashes(path: Path) -> dict[str, str | None]:
+    """Return the sha256 of each file that says what a run was asked, or None where it cannot be read."""
+    found: dict[str, str | None] = {}
+    for name in (CONFIG, MANIFEST):
+        try:
+            found[name] = hashlib.sha256(read_file(path / name)).hexdigest()
+        except OSError:
+            found[name] = None
+    return found
 
 
 def _remove_results(path: Path) -> None:
@@ -397,11 +468,9 @@ def _remove_results(path: Path) -> None:
             f"{path}: holds {foreign[0]!r}, which no run wrote; nothing was removed",
             "Choose another --output, or move that away.",
         )
-    for name in (LEDGER, CONFIG, MANIFEST, RESULTS, FAILURES, RUN):
-        (path / name).unlink(missing_ok=True)
-    fsync_directory(path)
-    for name in (ITEMS, MASKS, RENDERS, LOGS, TEMPORARY):
-        shutil.rmtree(path / name, ignore_errors=True)
+    # Each is gone durably before the next: a power cut may undo and reorder what was not.
+    for name in (LEDGER, CONFIG, MANIFEST, RESULTS, FAILURES, RUN, HEARTBEAT, ITEMS, MASKS, RENDERS, LOGS, TEMPORARY):
+        remove(path / name)
 
 
 def write_if_changed(path: Path, name: str, content: bytes) -> None:

@@ -11,7 +11,7 @@ import pytest
 from gmcli import items
 from gmcli.data import ItemResult, Question, Rle, TemporalSpan
 from gmcli.errors import GmcliError
-from gmcli.items import read_item, write_item
+from gmcli.items import read_item, remove_item, write_item
 from gmcli.masks.png import encode_png
 from gmcli.masks.rle import decode_rle, empty_rle, encode_rle
 from gmcli.report.media import _read_mask
@@ -151,6 +151,23 @@ def test_a_mask_that_cannot_be_encoded_leaves_the_former_files(tmp_path):
     with pytest.raises(GmcliError, match="bad RLE"):
         write_item(tmp_path, answer(*map(noise, range(50)), bad, *map(noise, range(50))), QUESTION, ("png", "rle"))
     assert tree(tmp_path) == before
+
+
+def test_an_item_takes_the_place_of_a_folder_or_a_link_and_can_be_removed(tmp_path):
+    place = tmp_path / "items" / "clip" / "q0.json"
+    (place / "deep").mkdir(parents=True)
+    write_item(tmp_path, MIXED, QUESTION, ("png", "rle"))
+    want = tree(tmp_path)
+    place.rename(tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    write_item(tmp_path, MIXED, QUESTION, ("png", "rle"))
+    assert not place.is_symlink()
+    assert (tmp_path / "elsewhere").read_bytes() == place.read_bytes()
+    (tmp_path / "elsewhere").unlink()
+    assert tree(tmp_path) == want
+    for _ in range(2):
+        remove_item(tmp_path, "clip", "q0")
+        assert tree(tmp_path) == {}
 
 
 def test_no_thread_outlives_a_write_that_fails(tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import os
 
@@ -8,7 +9,8 @@ from hypothesis import strategies as st
 
 from gmcli.data import Question
 from gmcli.errors import ConfigError, EnvironmentProblem, RunLocked
-from gmcli.ledger import Identity, Ledger, Record, inputs_of, is_running, read_records
+from gmcli.ledger import Identity, Ledger, Record, inputs_of, read_records
+from gmcli.lock import is_running
 from tests.fakes import IDENTITY, tree, video_task
 
 
@@ -154,6 +156,98 @@ def test_a_damaged_line_is_named_and_its_neighbours_live(tmp_path, task):
     with Ledger.open(out, IDENTITY) as ledger:
         assert list(ledger.records) == [("a", "q1")]
         assert ledger.damaged == (f"{out / 'ledger.jsonl'}:1: not a record; its question will be answered again",)
+
+
+def test_no_flipped_bit_makes_another_record(tmp_path, task):
+    """Each is noticed, or takes away the last line's end, which a write that was cut off does as well."""
+    out = tmp_path / "out"
+    with Ledger.open(out, IDENTITY) as ledger:
+        ledger.append(record(task))
+        ledger.append(record(task, "q1", status="failed"))
+    whole = (out / "ledger.jsonl").read_bytes()
+    want, _ = read_records(out)
+    for bit in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (out / "ledger.jsonl").write_bytes(flipped)
+        records, damaged = read_records(out)
+        assert all(want[key] == found for key, found in records.items())
+        assert damaged or (bit // 8 == len(whole) - 1 and list(records) == [("a", "q0")])
+
+
+def test_lines_of_former_versions_have_no_check_sum(tmp_path, task):
+    (tmp_path / "ledger.jsonl").write_bytes(record(task).line().split(b',"crc"')[0] + b"}\n")
+    assert read_records(tmp_path) == ({("a", "q0"): record(task)}, [])
+
+
+def test_a_record_is_withdrawn_for_good(tmp_path, task):
+    out = tmp_path / "out"
+    with Ledger.open(out, IDENTITY) as ledger:
+        with_items(out, "a/q0.json", "a/q1.json")
+        ledger.append(record(task))
+        ledger.append(record(task, "q1", "failed"))
+        ledger.withdraw(("a", "q0"))
+        before = (out / "ledger.jsonl").read_bytes()
+        for key in (("a", "q0"), ("a", "q1"), ("a", "q2")):
+            ledger.withdraw(key)
+        assert (out / "ledger.jsonl").read_bytes() == before
+    with Ledger.open(out, IDENTITY) as ledger:
+        assert (list(ledger.records), ledger.damaged) == ([("a", "q1")], ())
+        ledger.append(record(task))
+    assert set(read_records(out)[0]) == {("a", "q0"), ("a", "q1")}
+
+
+class Halves:
+    """Write half of what is given, as a disk does that fills up; from the n-th write on there is no more room."""
+
+    def __init__(self, file, n):
+        self.file, self.left = file, n
+
+    def write(self, content):
+        self.left -= 1
+        if self.left <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self.file.write(content[: len(content) // 2 + 1])
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+def test_a_line_that_is_written_in_part_is_completed_or_taken_back(tmp_path, task):
+    out = tmp_path / "out"
+    with Ledger.open(out, IDENTITY) as ledger:
+        ledger.append(record(task))
+        whole = (out / "ledger.jsonl").read_bytes()
+        ledger._file = Halves(ledger._file, 3)
+        with pytest.raises(OSError, match="No space left"):
+            ledger.append(record(task, "q1"))
+        assert (out / "ledger.jsonl").read_bytes() == whole
+        assert ("a", "q1") not in ledger.records
+        ledger._file.left = 100
+        ledger.append(record(task, "q1"))
+    assert (out / "ledger.jsonl").read_bytes() == whole + record(task, "q1").line()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_nothing_is_recorded_once_the_directory_was_moved(tmp_path, task, replaced):
+    out = tmp_path / "out"
+    with Ledger.open(out, IDENTITY) as ledger:
+        out.rename(tmp_path / "moved")
+        if replaced:
+            Ledger.open(out, IDENTITY).__exit__()
+            (out / ".tmp").mkdir()
+        for write in (
+            lambda: ledger.withdraw(("a", "q0")),
+            lambda: ledger.append(record(task)),
+            lambda: ledger.compact([task]),
+        ):
+            with pytest.raises(EnvironmentProblem, match="moved, removed or replaced"):
+                write()
+    assert out.exists() == replaced
+    assert not (tmp_path / "moved" / "ledger.jsonl").exists()
+    if replaced:
+        assert set(tree(out)) == {"config.yaml"}
+        assert (out / ".tmp").exists()
 
 
 @settings(max_examples=150, derandomize=True, deadline=None)
