@@ -22,6 +22,7 @@ from PIL import Image
 
 from gmcli.errors import EnvironmentProblem, VideoError
 from gmcli.video import (
+    DecodeLimits,
     FrameFolderReader,
     PyAvReader,
     VideoReader,
@@ -31,6 +32,7 @@ from gmcli.video import (
     sample_indices,
     time_bins,
 )
+from gmcli.video.sandbox import DecoderSandbox
 from tests.video_fixtures import FRAMES, READABLE, clip_maker, ffmpeg, reference_frames
 
 # Measured: 0 for every clip here (PyAV with FFmpeg 8.1 against ffmpeg 9.0). Two levels leave room for other versions'
@@ -188,6 +190,73 @@ def test_real_videos(name: str) -> None:
         assert difference(read_frames(reader, chosen), expected) <= TOLERANCE
 
 
+# --- The sandbox ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[DecoderSandbox]:
+    with DecoderSandbox() as opened:
+        yield opened
+
+
+def same_video(direct: VideoReader, boxed: VideoReader) -> None:
+    assert (boxed.path, boxed.size, list(boxed.names)) == (direct.path, direct.size, list(direct.names))
+    np.testing.assert_array_equal(boxed.times, direct.times)
+    count = len(direct.times)
+    for numbers in (range(count), [count - 1], range(0, count, 7)):
+        for theirs, ours in zip(direct.frames(numbers), boxed.frames(numbers), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    for indices in ([count], [-1, 0]):
+        assert failure(lambda indices=indices: boxed.frames(indices)).message.endswith(f"it has {count} frames")
+    with pytest.raises(ValueError, match="ascend"):
+        boxed.frames([1, 0])
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_the_sandbox_gives_the_same_video(name: str, clips: Clips, sandbox: DecoderSandbox) -> None:
+    with open_video(clips(name)) as direct, sandbox.open(clips(name)) as boxed:
+        same_video(direct, boxed)
+
+
+def test_the_sandbox_gives_the_same_folders_and_what_decord_reads(
+    clips: Clips, folder: Path, sandbox: DecoderSandbox
+) -> None:
+    pytest.importorskip("decord")
+    for path, options in ((folder, {}), (folder, {"fps": 2.5}), (clips("wide"), {"reader": "decord"})):
+        with open_video(path, **options) as direct, sandbox.open(path, **options) as boxed:
+            same_video(direct, boxed)
+
+
+def test_the_sandbox_fails_as_the_reader_does(clips: Clips, tmp_path: Path, sandbox: DecoderSandbox) -> None:
+    whole = bytearray(clips("h264").read_bytes())
+    whole[len(whole) // 2 : len(whole) // 2 + 1000] = bytes(1000)
+    (tmp_path / "damaged.mp4").write_bytes(whole)
+    (tmp_path / "short.mp4").write_bytes(whole[:3000])
+    (tmp_path / "a\nb.mp4").touch()
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "short.mp4", tmp_path / "no.mp4", tmp_path / "empty", clips("wav"), clips("turned_45")):
+        direct, boxed = (failure(lambda path=path, way=way: way(path)) for way in (open_video, sandbox.open))
+        assert (boxed.message, boxed.hint) == (direct.message, direct.hint)
+    assert "a\\nb.mp4: is empty" in failure(lambda: sandbox.open(tmp_path / "a\nb.mp4")).message
+    with open_video(tmp_path / "damaged.mp4") as direct, sandbox.open(tmp_path / "damaged.mp4") as boxed:
+        messages = [failure(lambda reader=reader: list(reader.frames([29]))).message for reader in (direct, boxed)]
+        assert messages[0] == messages[1]
+        np.testing.assert_array_equal(read_frames(boxed, [5, 50, 59]), read_frames(direct, [5, 50, 59]))
+
+
+def test_walks_through_the_sandbox_do_not_disturb_each_other(clips: Clips, reference, sandbox: DecoderSandbox) -> None:
+    expected, _ = reference("h264")
+    with sandbox.open(clips("h264")) as reader:
+        kept = []
+        for number, early, late in zip(itertools.count(), reader.frames(range(5)), reader.frames(range(40, 45))):
+            kept += [(number, early), (40 + number, late)]
+        reader.close()  # and reading on opens it again
+        kept.append((7, next(reader.frames([7]))))
+    for number, frame in kept:
+        assert frame.flags.writeable
+        assert difference(frame, expected[number]) <= TOLERANCE
+
+
 # --- Broken files -----------------------------------------------------------------------------------------------------
 
 
@@ -225,9 +294,16 @@ def test_what_is_no_video(clips: Clips, tmp_path: Path, capfd: pytest.CaptureFix
     assert capfd.readouterr() == ("", "")  # no chatter of libav's
 
 
-def test_frames_too_large(clips: Clips, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gmcli.video.checks.MAX_PIXELS", 1000)
-    assert "96x64 pixels are too large" in failure(lambda: open_video(clips("h264"))).message
+def test_what_is_beyond_the_limits(clips: Clips, folder: Path) -> None:
+    for path in (clips("h264"), clips("raw"), clips("mpeg4_bframes"), clips("live"), folder):
+        for limits, words in (
+            (DecodeLimits(max_pixels=100), "pixels are too large (max_pixels is 100)"),
+            (DecodeLimits(max_frames=11), "more frames than may be (max_frames is 11)"),
+            (DecodeLimits(max_duration_s=1), "longer than may be (max_duration_s is 1)"),
+        ):
+            error = failure(lambda path=path, limits=limits: open_video(path, limits=limits))
+            assert words in error.message
+            assert "raise max_" in (error.hint or "")
 
 
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.95])

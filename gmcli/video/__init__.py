@@ -4,7 +4,7 @@ Every reader numbers the frames in presentation order, from 0, and yields them a
 with a file is a `VideoError` with one line that names it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self, assert_never
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from gmcli.errors import VideoError
 from gmcli.video.decord_reader import DecordReader
 from gmcli.video.frame_folder import FrameFolderReader
+from gmcli.video.limits import DEFAULT_LIMITS, DecodeLimits, do_nothing
 from gmcli.video.pyav_reader import PyAvReader
 
 GROUNDMORE_FPS = 6.0
@@ -50,19 +51,34 @@ class VideoReader(Protocol):
     ) -> None: ...
 
 
-def open_video(path: str | Path, *, reader: ReaderName = "pyav", fps: float | None = None) -> VideoReader:
+class OpenVideo(Protocol):
+    """Open a video as `open_video` does, in this process or in a sandbox."""
+
+    def __call__(self, path: str | Path, *, reader: ReaderName = "pyav", fps: float | None = None) -> VideoReader: ...
+
+
+def open_video(
+    path: str | Path,
+    *,
+    reader: ReaderName = "pyav",
+    fps: float | None = None,
+    limits: DecodeLimits = DEFAULT_LIMITS,
+    watch: Callable[[], None] = do_nothing,
+) -> VideoReader:
     """Open a video file with the named reader, or a folder of frames, whose frame rate is `fps` frames a second.
 
-    `fps` defaults to GroundMoRe's 6 and says nothing about a video file, which knows its own times. Raises VideoError
-    for what cannot be read, EnvironmentProblem when decord is asked for and missing.
+    `fps` defaults to GroundMoRe's 6 and says nothing about a video file, which knows its own times. `watch` is called
+    again and again as long as reading gets on. The bytes are parsed in this process: for a stranger's files there is
+    `gmcli.video.sandbox`. Raises VideoError for what cannot be read or is beyond `limits`,
+    EnvironmentProblem when decord is asked for and missing.
     """
     if Path(path).is_dir():
-        return FrameFolderReader(path, fps=GROUNDMORE_FPS if fps is None else fps)
+        return FrameFolderReader(path, fps=GROUNDMORE_FPS if fps is None else fps, limits=limits, watch=watch)
     match reader:
         case "pyav":
-            return PyAvReader(path)
+            return PyAvReader(path, limits=limits, watch=watch)
         case "decord":
-            return DecordReader(path)
+            return DecordReader(path, limits=limits, watch=watch)
         case _:
             assert_never(reader)
 
@@ -119,8 +135,10 @@ def frame_range(times: NDArray[np.float64], start: float | None, end: float | No
 
 __all__ = [
     "GROUNDMORE_FPS",
+    "DecodeLimits",
     "DecordReader",
     "FrameFolderReader",
+    "OpenVideo",
     "PyAvReader",
     "ReaderName",
     "VideoReader",

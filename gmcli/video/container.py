@@ -1,6 +1,7 @@
 """Open video containers and list the frames in them, without decoding."""
 
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +16,8 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from gmcli.errors import VideoError
-from gmcli.video.checks import MAX_PIXELS, check_pixels
+from gmcli.video.checks import check_count, check_duration, check_pixels
+from gmcli.video.limits import DecodeLimits
 from gmcli.video.structure import COPY_AGAIN, check_structure
 
 # libav opens far more than videos: playlists that fetch URLs, subtitles, plain text as ANSI art. These are containers
@@ -60,7 +62,7 @@ def check_file(path: str) -> None:
         raise VideoError(f"{path}: cannot be read ({reason(error)})") from error
 
 
-def open_container(path: str) -> tuple[InputContainer, VideoStream]:
+def open_container(path: str, limits: DecodeLimits) -> tuple[InputContainer, VideoStream]:
     """Open a file and choose its main video stream as ffmpeg does. Raises VideoError."""
     try:
         container = av.open(
@@ -72,7 +74,7 @@ def open_container(path: str) -> tuple[InputContainer, VideoStream]:
     except Exception as error:  # PyAV raises whatever its input leads it to
         raise _not_a_video(path) from error
     try:
-        return container, _choose_stream(path, container)
+        return container, _choose_stream(path, container, limits)
     except BaseException:
         container.close()
         raise
@@ -88,10 +90,17 @@ class _Packet(NamedTuple):
     is_whole: bool
 
 
-def index_frames(path: str, container: InputContainer, stream: VideoStream) -> FrameIndex:
-    """List the stream's frames by reading every packet once. Raises VideoError for a file that has lost its end."""
+def index_frames(
+    path: str, container: InputContainer, stream: VideoStream, limits: DecodeLimits, watch: Callable[[], None]
+) -> FrameIndex:
+    """List the stream's frames by reading every packet once; call `watch` for each.
+
+    Raises VideoError for a file that has lost its end, and at the first packet beyond the limits.
+    """
     try:
-        packets = [_note(stream, packet) for packet in container.demux(stream) if not is_flush(packet)]
+        packets = _list_packets(path, container, stream, limits, watch)
+    except VideoError:
+        raise
     except Exception as error:  # as above
         raise VideoError(f"{path}: corrupt: it cannot be read to its end ({reason(error)})", COPY_AGAIN) from error
     _check_complete(path, container, stream, packets)
@@ -110,6 +119,27 @@ def index_frames(path: str, container: InputContainer, stream: VideoStream) -> F
         time_base=stream.time_base or Fraction(1),
         reliable=bool(keys) and not guessed and len(pts) == len(shown),
     )
+
+
+def _list_packets(
+    path: str, container: InputContainer, stream: VideoStream, limits: DecodeLimits, watch: Callable[[], None]
+) -> list[_Packet]:
+    packets: list[_Packet] = []
+    first = last = None
+    base = float(stream.time_base or 1)
+    for packet in container.demux(stream):
+        watch()
+        if is_flush(packet):
+            continue
+        packets.append(_note(stream, packet))
+        # Hidden pictures and empty packets come on top of the frames, but not many.
+        check_count(path, len(packets) // 2, limits)
+        if packet.pts is not None and packets[-1].is_shown:
+            first = packet.pts if first is None else min(first, packet.pts)
+            last = packet.pts if last is None else max(last, packet.pts)
+            check_duration(path, (last - first) * base, limits)
+    check_count(path, sum(packet.is_shown for packet in packets), limits)
+    return packets
 
 
 def is_flush(packet: "Packet[VideoStream]") -> bool:
@@ -135,7 +165,7 @@ def _not_a_video(path: str) -> VideoError:
     return VideoError(f"{path}: is not a video in a known format")
 
 
-def _choose_stream(path: str, container: InputContainer) -> VideoStream:
+def _choose_stream(path: str, container: InputContainer, limits: DecodeLimits) -> VideoStream:
     # Cover art is a video stream of one picture.
     streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not streams:
@@ -144,8 +174,9 @@ def _choose_stream(path: str, container: InputContainer) -> VideoStream:
         raise VideoError(f"{path}: no decoder for its video codec", "re-encode the video, for instance to H.264")
     # ffmpeg takes the largest picture; being marked as the default counts like five million pixels.
     stream = max(streams, key=lambda s: s.width * s.height + 5_000_000 * bool(s.disposition & Disposition.default))
-    check_pixels(path, stream.height, stream.width)
-    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+    check_pixels(path, stream.height, stream.width, limits)
+    check_count(path, stream.frames, limits)  # what the header promises; 0 where it does not say
+    stream.codec_context.options = {"max_pixels": str(limits.max_pixels)}
     stream.codec_context.thread_type = cast(av.codec.context.ThreadType, "AUTO")
     return stream
 

@@ -1,6 +1,6 @@
 """Decode video files with decord, for those who ask for it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from gmcli.errors import EnvironmentProblem, VideoError
 from gmcli.video.checks import check_indices
 from gmcli.video.container import MATROSKA, MP4
+from gmcli.video.limits import DEFAULT_LIMITS, DecodeLimits, do_nothing
 from gmcli.video.pyav_reader import PyAvReader
 
 USE_PYAV = "read it with the pyav reader"
@@ -29,13 +30,15 @@ class DecordReader:
     EnvironmentProblem where decord is not installed.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(
+        self, path: str | Path, *, limits: DecodeLimits = DEFAULT_LIMITS, watch: Callable[[], None] = do_nothing
+    ) -> None:
         try:
             import decord
         except (ImportError, OSError) as error:  # OSError: a shared library is missing
             raise EnvironmentProblem("the decord reader needs the package decord2", "pip install decord2") from error
         decord.logging.set_level(decord.logging.QUIET)
-        with PyAvReader(path) as reference:
+        with PyAvReader(path, limits=limits, watch=watch) as reference:
             if reference.counted or not reference.format.startswith((MP4, MATROSKA)):
                 raise VideoError(f"{reference.path}: decord is not exact with this kind of file", USE_PYAV)
             self.path, self.size = reference.path, reference.size

@@ -3,7 +3,7 @@
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from gmcli.errors import VideoError
-from gmcli.video.checks import check_indices, check_pixels
+from gmcli.video.checks import check_count, check_indices, check_names, check_pixels, check_times
+from gmcli.video.limits import DEFAULT_LIMITS, DecodeLimits, do_nothing
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 
 
 class FrameFolderReader:
@@ -25,17 +27,27 @@ class FrameFolderReader:
     frame_10. Hidden files, other files and subfolders are ignored. `names` are the files' stems. All images must have
     one size, which is checked on opening by reading their headers. Any mode is converted to RGB; alpha is dropped, 16
     bits become the upper 8. An EXIF orientation is ignored: masks lie over the pixels as stored, and the datasets' own
-    loaders read them so. Raises VideoError.
+    loaders read them so. `watch` is called for every header. Raises VideoError, also for what is beyond `limits`.
     """
 
-    def __init__(self, path: str | Path, *, fps: float) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        fps: float,
+        limits: DecodeLimits = DEFAULT_LIMITS,
+        watch: Callable[[], None] = do_nothing,
+    ) -> None:
         self.path = str(path)
         if not 0 < fps < math.inf:
             raise VideoError(f"{self.path}: {fps} is not a frame rate", "set fps to a positive number")
         self._files = _list_images(self.path)
+        check_count(self.path, len(self._files), limits)
         self.names: Sequence[str] = [file.stem for file in self._files]
-        self.size = _common_size(self._files)
+        check_names(self.path, self.names)
         self.times: NDArray[np.float64] = np.arange(len(self._files)) / fps
+        check_times(self.path, self.times, limits)
+        self.size = _common_size(self._files, limits, watch)
 
     def frames(self, indices: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
         """Yield the frames with these numbers, one at a time, each [H,W,3] uint8 RGB in memory of its own.
@@ -83,13 +95,14 @@ def _list_images(path: str) -> list[Path]:
     return files
 
 
-def _common_size(files: Sequence[Path]) -> tuple[int, int]:
+def _common_size(files: Sequence[Path], limits: DecodeLimits, watch: Callable[[], None]) -> tuple[int, int]:
     """Return the (H, W) of all the images, read from their headers."""
     first: tuple[int, int] | None = None
     for file in files:
+        watch()
         with _open(file) as image:
             size = (image.height, image.width)
-        check_pixels(str(file), *size)
+        check_pixels(str(file), *size, limits)
         first = first or size
         if size != first:
             raise VideoError(
@@ -105,7 +118,8 @@ def _open(file: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(file)
+            # By content: among the formats that Pillow finds out itself is PostScript, which it hands to Ghostscript.
+            return Image.open(file, formats=_FORMATS)
     except Exception as error:  # PIL's parsers raise whatever their input leads them to
         raise _unreadable(file, error) from error
 

@@ -1,6 +1,6 @@
 """Decode video files with FFmpeg's libraries through PyAV."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -18,8 +18,9 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from gmcli.errors import VideoError
-from gmcli.video.checks import check_indices, check_pixels
+from gmcli.video.checks import check_count, check_indices, check_pixels, check_times
 from gmcli.video.container import check_file, index_frames, is_flush, open_container, reason
+from gmcli.video.limits import DEFAULT_LIMITS, DecodeLimits, do_nothing
 from gmcli.video.structure import COPY_AGAIN
 
 NOTHING_FED = -(1 << 63)  # below every pts
@@ -50,23 +51,28 @@ class PyAvReader:
     the end of a transport stream: these containers promise nothing.
 
     `format` is libav's name of the container, `counted` says that the frames had to be counted by decoding, and
-    `decoded_frames` how many came out of the decoder so far. Raises VideoError. Source: FFmpeg's fftools.
+    `decoded_frames` how many came out of the decoder so far. `watch` is called for every packet read and every frame
+    decoded, wanted or not. Raises VideoError, also for what is beyond `limits`. Source: FFmpeg's fftools.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(
+        self, path: str | Path, *, limits: DecodeLimits = DEFAULT_LIMITS, watch: Callable[[], None] = do_nothing
+    ) -> None:
         self.path = str(path)
+        self._limits, self._watch = limits, watch
         self.decoded_frames = 0
         self._converter: Graph | None = None
         self._layout = (0, 0, "")
         self._turn: _Turn | None = None
         self._rotation = 0
         check_file(self.path)
-        self._container, self._stream = open_container(self.path)
+        self._container, self._stream = open_container(self.path, limits)
         try:
-            self._index = index_frames(self.path, self._container, self._stream)
+            self._index = index_frames(self.path, self._container, self._stream, limits, watch)
             self.format, self.counted = self._container.format.name, not self._index.reliable
             self._restart()
             first, self.times = self._count() if self.counted else self._settle()
+            check_times(self.path, self.times, limits)
             self.size = self._image(first).shape[:2]
             # The first frame was read out of turn, so reading starts anew.
             self._walk: Iterator[tuple[int, VideoFrame]] | None = None
@@ -166,7 +172,7 @@ class PyAvReader:
     def _reopen(self) -> None:
         """Start with a fresh decoder: flushing one is not exact for every codec (Theora with frame threads)."""
         self.close()
-        self._container, self._stream = open_container(self.path)
+        self._container, self._stream = open_container(self.path, self._limits)
 
     def _start(self, packets: Iterable["Packet[VideoStream]"], number: int) -> None:
         self._fed = NOTHING_FED
@@ -195,6 +201,7 @@ class PyAvReader:
                 if packet.pts is not None:
                     self._fed = max(self._fed, packet.pts)
                 for frame in packet.decode():
+                    self._watch()
                     self.decoded_frames += 1
                     yield frame
         except Exception as error:  # as above
@@ -227,6 +234,7 @@ class PyAvReader:
             for _, frame in self._walk or ():
                 first = first or frame
                 pts.append(frame.pts)
+                check_count(self.path, len(pts), self._limits)
         except _Damage as damage:
             raise VideoError(
                 f"{self.path}: corrupt: frame {len(pts)} could not be decoded ({damage})", COPY_AGAIN
@@ -244,7 +252,7 @@ class PyAvReader:
         return np.asarray((pts - pts[0]) * base.numerator / base.denominator, dtype=np.float64)
 
     def _image(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        check_pixels(self.path, frame.height, frame.width)
+        check_pixels(self.path, frame.height, frame.width, self._limits)
         layout = (frame.width, frame.height, frame.format.name)
         try:
             if self._converter is None or layout != self._layout:
