@@ -5,14 +5,15 @@ wants. Once per question: its own part of the prompt, its answer, the mask decod
 are one batch of the language model, and a guess of their answers is checked in the pass that reads them. Frames stream
 through in small batches: a thread reads and resizes the next ones while the model works on these, another turns masks into
 RLE, and both queues are short, so memory does not grow with the length of the video. What the model's parts are compiled
-with, if at all, is decided elsewhere (engines.py).
+with, if at all, is decided elsewhere (engines.py); what the device has no memory for is done in smaller pieces (halving.py).
 """
 
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial, reduce
+from itertools import groupby, islice
 
 import numpy as np
 import torch
@@ -23,32 +24,28 @@ from gmcli.config import RunConfig
 from gmcli.data import ItemResult, Question, Rle, TemporalSpan, VideoTask
 from gmcli.engines import Engines, eager_engines
 from gmcli.errors import ConfigError, ItemError
+from gmcli.halving import Room
 from gmcli.masks.rle import empty_rle, encode_rle
 from gmcli.model.config import PADDED_TEMPORAL_TOKENS, VisualTokens
-from gmcli.model.drafts import Drafts
+from gmcli.model.drafts import KNOWN_ANSWERS, Drafts
 from gmcli.model.generate import Answer, Prefix, answer_questions, prefill
 from gmcli.model.mora import visual_width
-from gmcli.model.preprocess import Frame, clip_pixels, resized_size, sam_pixels
+from gmcli.model.preprocess import Frame, clip_pixels, resized_size, sam_batches
 from gmcli.model.prompt import build_prompt, tokenize_prompt
 from gmcli.model.sam import postprocess_masks
 from gmcli.overlap import ahead
-from gmcli.video import VideoReader, frame_range, open_video, read_frames, sample_indices, time_bins
+from gmcli.video import OpenVideo, VideoReader, frame_range, open_video, read_frames, sample_indices, time_bins
+from gmcli.video.moments import at_rate, hull, nearest
 from gmcli.work import Work, timed
 
 Progress = Callable[[int], None]
 
-# Answers that the published checkpoints were taught; more are learned as they come.
-KNOWN_ANSWERS = (
-    "It is [SEG].",
-    "Sure, [SEG].",
-    "Sure, it is [SEG].",
-    "Sure, the target object is [SEG], and the temporal boundary is [LOC].",
-)
 # How far reading may run ahead, in batches of the image encoder, and RLE encoding behind, in masks.
 _READ_AHEAD = 2
 _RLE_BEHIND = 16
 # Masks are brought to the frame's size some at a time: 2**25 float32 pixels are 128 MB.
 _MOST_PIXELS = 1 << 25
+_NOT_FINITE = "the model computed values that are not finite (NaN)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +88,22 @@ class _Plan:
 class Segmenter:
     """Hold a loaded model and the settings of a run; answer one video at a time.
 
-    engines: the model's parts as they are to run; None means uncompiled.
+    engines: the model's parts as they are to run; None means uncompiled. opener: opens videos; None means in this process.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, config: RunConfig, device: torch.device | str, engines: Engines | None = None
+        self,
+        checkpoint: Checkpoint,
+        config: RunConfig,
+        device: torch.device | str,
+        engines: Engines | None = None,
+        opener: OpenVideo | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.engines = engines or eager_engines(checkpoint.model)
         self.model = self.engines.model
         self.config = config
+        self._opener = opener
         self.device = torch.device(device)
         self.dtype = next(self.model.language_model.parameters()).dtype
         self.layout: VisualTokens = config.visual_tokens or self.model.config.visual_tokens  # type: ignore[assignment]
@@ -109,31 +112,39 @@ class Segmenter:
         clip, stored = self.model.config.clip, self.model.config.visual_tokens
         if visual_width(clip, self.layout) != visual_width(clip, stored):
             raise ConfigError(f"visual_tokens {self.layout} does not fit this checkpoint, which was made for {stored}")
-        self._batch = self.engines.batch
+        self._room = Room({**self.engines.batch, "llm": config.questions_per_batch}, self.device)
         encode = checkpoint.tokenizer.encode
         self._drafts = Drafts([encode(answer)[1:] for answer in KNOWN_ANSWERS])
 
     @torch.inference_mode()
     def segment(
-        self, task: VideoTask, pending: Collection[str] | None = None, progress: Progress | None = None
+        self,
+        task: VideoTask,
+        pending: Collection[str] | None = None,
+        progress: Progress | None = None,
+        work: Work | None = None,
     ) -> VideoAnswer:
         """Answer a video's questions.
 
         pending: ids of the questions that need results; None means all. The language model is asked all of them all the
         same: in another batch the last digits of its states would differ, and a resumed run must equal an undisturbed one.
         progress: called with a number of frames each time so many have their masks.
-        A question that cannot be asked becomes a failed result; raises VideoError where the video itself is at fault.
+        work: where to count; one of the caller's tells also what a video cost that failed.
+        A question that cannot be asked, or for which the model computes no numbers, becomes a failed result; raises
+        VideoError where the video itself is at fault, ItemError where a single frame does not fit the device's memory.
         """
-        work = Work()
+        work = work or Work()
+        asked = None if pending is None else set(pending)
         with timed(work, "decode"):
-            reader = open_video(task.video, reader=self.config.reader, fps=task.fps)  # type: ignore[arg-type]
+            opened = self._opener or open_video
+            reader = opened(task.video, reader=self.config.reader, fps=task.fps)  # type: ignore[arg-type]
         with reader:
             clip = self._clip(reader, task)
             with timed(work, "decode"):
                 frames = read_frames(reader, clip.sampled)
                 work.decoded_frames += len(set(clip.sampled))
             plans, failures = self._ask(clip, frames, task.questions, work)
-            plans = [plan for plan in plans if pending is None or plan.question.id in pending]
+            plans = [plan for plan in plans if asked is None or plan.question.id in asked]
             keep = dict(zip(clip.sampled, frames, strict=True)) if set(clip.masked) <= set(clip.sampled) else {}
             del frames
             self._mask(clip, keep, plans, work, progress or (lambda count: None))
@@ -142,7 +153,7 @@ class Segmenter:
         failed = [
             ItemResult(task.id, question.id, "failed", error=error.message)
             for question, error in failures
-            if pending is None or question.id in pending
+            if asked is None or question.id in asked
         ]
         return VideoAnswer(tuple(sorted(done + failed, key=lambda r: order[r.question_id])), work)
 
@@ -160,7 +171,7 @@ class Segmenter:
             case "sampled":
                 masked = sorted(set(sampled))
             case fps:
-                masked = _at_rate(reader.times, span, float(fps))
+                masked = at_rate(reader.times, span, float(fps))
         return _Clip(reader, span, sampled, masked)
 
     def _ask(
@@ -180,52 +191,73 @@ class Segmenter:
                 if len(after) > room
             ]
             asked = [(q, after) for q, (_, after) in zip(questions, prompts, strict=True) if len(after) <= room]
-            answers: list[list[Answer]] = []
+            answers: list[list[Answer | ItemError]] = []
             for tokens in visual if asked else []:
-                prefix = prefill(self.model, self.engines.language, before, tokens.unsqueeze(0))
+                read = partial(prefill, self.model, self.engines.language, before, tokens.unsqueeze(0))
+                prefix = self._room.once("prefix", read, work)
                 work.prefixes += 1
                 answers.append(self._answers(prefix, [after for _, after in asked], work))
-            plans = [self._plan(clip, question, [row[i] for row in answers]) for i, (question, _) in enumerate(asked)]
+            plans = []
+            for i, (question, _) in enumerate(asked):
+                try:
+                    plans.append(self._plan(clip, question, [row[i] for row in answers]))
+                except ItemError as error:
+                    failures.append((question, error))
         return plans, failures
 
     def _visual(self, frames: NDArray[np.uint8], work: Work) -> torch.Tensor:
-        features = []
-        for start in range(0, len(frames), self._batch["clip"]):
-            pixels = clip_pixels(frames[start : start + self._batch["clip"]], self.model.config.clip.image_size)
-            features.append(self.engines.clip(pixels.to(self.device, self.dtype)))
-            work.clip_frames += len(pixels)
+        def run(rows: slice) -> torch.Tensor:
+            pixels = clip_pixels(frames[rows], self.model.config.clip.image_size)
+            features: torch.Tensor = self.engines.clip(pixels.to(self.device, self.dtype))
+            return features
+
+        features = list(self._room.pieces("clip", len(frames), run, work))
+        work.clip_frames += len(frames)
         return self.model.visual_embeddings(torch.cat(features), self.layout)
 
-    def _answers(self, prefix: Prefix, suffixes: Sequence[Sequence[int]], work: Work) -> list[Answer]:
-        size = self.config.questions_per_batch
-        answers: list[Answer] = []
-        for start in range(0, len(suffixes), size):
+    def _answers(self, prefix: Prefix, suffixes: Sequence[Sequence[int]], work: Work) -> list[Answer | ItemError]:
+        """Return an answer for each suffix; an error for one that does not fit the device's memory even alone."""
+        answers: list[Answer | ItemError] = []
+
+        def run(rows: slice) -> tuple[Answer, ...]:
+            work.entered("llm")
             made = answer_questions(
                 self.model,
                 self.engines.language,
                 prefix,
-                suffixes[start : start + size],
+                left[rows],
                 self.checkpoint.special,
                 self.config.max_new_tokens,
                 self._drafts,
             )
-            answers += made.answers
             work.llm_passes += made.passes
             work.drafted_tokens += made.drafted
             work.accepted_tokens += made.accepted
+            return made.answers
+
+        while left := suffixes[len(answers) :]:
+            try:
+                for made in self._room.pieces("llm", len(left), run, work):
+                    answers += made
+            except ItemError as error:
+                answers.append(error)
         return answers
 
-    def _plan(self, clip: _Clip, question: Question, answers: Sequence[Answer]) -> _Plan:
+    def _plan(self, clip: _Clip, question: Question, replies: Sequence[Answer | ItemError]) -> _Plan:
+        """Turn a question's answers into prompts. Raises ItemError where it has none, or NaN."""
+        answers = [_answered(reply) for reply in replies]
         times = clip.reader.times
         if self.layout == "frame":
             # Each sampled frame answered for itself; any other frame takes the answer of the nearest one in time. A
             # single frame says nothing of time, so [LOC] is not asked.
-            source = _nearest(times[clip.masked], times[clip.sampled])
+            source = nearest(times[clip.masked], times[clip.sampled])
             inside = np.ones(len(clip.span), bool)
         else:
             source = np.zeros(len(clip.masked), np.int64)
             inside = self._inside(clip, answers[0])
         prompts = [self.model.segmentation_prompts(answer.seg_hidden) for answer in answers]
+        if not torch.cat(prompts).isfinite().all():
+            raise ItemError(f"{_NOT_FINITE} for [SEG]")
         texts = Counter(self.checkpoint.tokenizer.answer(answer.ids) for answer in answers)
         first = clip.span.start
         return _Plan(
@@ -235,7 +267,7 @@ class Segmenter:
             prompts=prompts,
             source=source,
             wanted=inside[np.array(clip.masked) - first],
-            span=_hull(inside, first),
+            span=hull(inside, first),
         )
 
     def _inside(self, clip: _Clip, answer: Answer) -> NDArray[np.bool_]:
@@ -260,36 +292,35 @@ class Segmenter:
         ]
         numbers = [clip.masked[i] for i in wanted]
         frames = iter([keep[n] for n in numbers]) if keep else clip.reader.frames(numbers)
-        positions, count = iter(wanted), self._batch["sam_image_encoder"]
-        batches = self._batches(frames, count)
-        with ahead(batches, _READ_AHEAD) as read, ThreadPoolExecutor(1, thread_name_prefix="rle") as pool:
+        positions, count = iter(wanted), self._room.most["sam_image_encoder"]
+        pixels_of = sam_batches(frames, count, self.model.visual_model.sizes.image_size)
+        with ahead(pixels_of, _READ_AHEAD) as read, ThreadPoolExecutor(1, thread_name_prefix="rle") as pool:
             encoding: deque[tuple[int, _Plan, Future[Rle]]] = deque()
             while batch := list(islice(positions, count)):
                 with timed(work, "decode"):
                     pixels = next(read)
                     work.decoded_frames += 0 if keep else len(batch)
-                masks = self._mask_batch(batch, pixels, clip.reader.size, plans, work)
-                with timed(work, "rle"):
-                    encoding.extend((i, plan, pool.submit(encode_rle, mask)) for i, plan, mask in masks)
-                    _collect(encoding, _RLE_BEHIND)
+                for i, plan, mask in self._mask_batch(batch, pixels, clip.reader.size, plans, work):
+                    with timed(work, "rle"):
+                        encoding.append((i, plan, pool.submit(encode_rle, mask)))
+                        _collect(encoding, _RLE_BEHIND)
                 progress(len(batch))
             with timed(work, "rle"):
                 _collect(encoding, 0)
         progress(len(clip.masked) - len(wanted))
 
-    def _batches(self, frames: Iterator[Frame], count: int) -> Iterator[torch.Tensor]:
-        """Resize and normalise frames for the image encoder, some at a time."""
-        size = self.model.visual_model.sizes.image_size
-        while batch := list(islice(frames, count)):
-            yield sam_pixels(batch, size)
-
     def _mask_batch(
         self, positions: list[int], pixels: torch.Tensor, size: tuple[int, int], plans: list[_Plan], work: Work
     ) -> Iterator[tuple[int, _Plan, NDArray[np.bool_]]]:
-        """Encode some frames once and decode every prompt that wants them; return masks by frame and plan."""
-        with timed(work, "sam_encoder"):
-            embeddings = self.engines.encode(pixels.to(self.device, self.dtype))
-            work.sam_frames += len(positions)
+        """Encode some frames once and decode every prompt that wants them; yield masks by frame and plan."""
+
+        def encode(rows: slice) -> torch.Tensor:
+            with timed(work, "sam_encoder"):
+                found: torch.Tensor = self.engines.encode(pixels[rows].to(self.device, self.dtype))
+                return found
+
+        embeddings = torch.cat(list(self._room.pieces("sam_image_encoder", len(positions), encode, work)))
+        work.sam_frames += len(positions)
         pairs = [
             (row, plan, prompt)
             for row, i in enumerate(positions)
@@ -297,37 +328,47 @@ class Segmenter:
             if plan.wanted[i]
             for prompt in plan.prompts[plan.source[i]]
         ]
-        # Several [SEG] are several objects of one answer.
-        union: dict[tuple[int, int], tuple[int, _Plan, NDArray[np.bool_]]] = {}
-        bucket = max(1, min(self._batch["sam_mask_decoder"], _MOST_PIXELS // (size[0] * size[1])))
-        with timed(work, "sam_decoder"):
-            for start in range(0, len(pairs), bucket):
-                chunk = pairs[start : start + bucket]
+        # Several [SEG] are several objects of one answer. They stand side by side, so that few masks are held at a time.
+        decoded = self._decode(embeddings, pairs, size, work)
+        for (row, _), same in groupby(decoded, key=lambda made: (made[0], id(made[1]))):
+            first, *others = same
+            yield positions[row], first[1], reduce(np.logical_or, (mask for _, _, mask in others), first[2])
+
+    def _decode(
+        self,
+        embeddings: torch.Tensor,
+        pairs: list[tuple[int, _Plan, torch.Tensor]],
+        size: tuple[int, int],
+        work: Work,
+    ) -> Iterator[tuple[int, _Plan, NDArray[np.bool_]]]:
+        """Draw the mask of each pair of a frame (its row among the embeddings) and a prompt, and note its score."""
+        image_size = self.model.visual_model.sizes.image_size
+
+        def run(rows: slice) -> tuple[NDArray[np.bool_], list[float]]:
+            chunk = pairs[rows]
+            with timed(work, "sam_decoder"):
                 low_res, iou = self.engines.decode(
                     embeddings[[row for row, _, _ in chunk]], torch.stack([prompt for _, _, prompt in chunk])
                 )
-                work.decoded_pairs += len(chunk)
-                masks = self._full_size(low_res, size)
-                for (row, plan, _), mask, score in zip(chunk, masks, iou[:, 0].tolist(), strict=True):
-                    key = (row, id(plan))
-                    union[key] = (positions[row], plan, union[key][2] | mask if key in union else mask)
-                    plan.scores.append(score)
-        return iter(union.values())
+                # NaN > 0 would be an empty mask. A sum is the cheapest that shows one.
+                sums = low_res.flatten(1).sum(dim=1, dtype=torch.float32)
+                scores = iou[:, 0].where(sums.isfinite(), torch.nan)
+                logits = postprocess_masks(low_res, resized_size(size, image_size), size, image_size)
+                return (logits > 0).cpu().numpy(), scores.tolist()
 
-    def _full_size(self, logits: torch.Tensor, size: tuple[int, int]) -> NDArray[np.bool_]:
-        image_size = self.model.visual_model.sizes.image_size
-        masks: NDArray[np.bool_] = (
-            (postprocess_masks(logits, resized_size(size, image_size), size, image_size) > 0).cpu().numpy()
-        )
-        return masks
+        most, done = max(1, _MOST_PIXELS // (size[0] * size[1])), 0
+        for masks, scores in self._room.pieces("sam_mask_decoder", len(pairs), run, work, most=most):
+            for (row, plan, _), mask, score in zip(pairs[done : done + len(masks)], masks, scores, strict=True):
+                plan.scores.append(score)
+                yield row, plan, mask
+            done += len(masks)
+            work.decoded_pairs += len(masks)
 
     def _result(self, task: VideoTask, clip: _Clip, plan: _Plan) -> ItemResult:
         target = any(len(prompts) for prompts in plan.prompts)
         score = float(np.mean(plan.scores)) if plan.scores else None
         if score is not None and not np.isfinite(score):
-            return ItemResult(
-                task.id, plan.question.id, "failed", error="the model computed values that are not finite (NaN)"
-            )
+            return ItemResult(task.id, plan.question.id, "failed", error=f"{_NOT_FINITE} for a mask")
         nothing = empty_rle(clip.reader.size)
         for i, mask in plan.masks.items():
             plan.masks[i] = Rle(nothing.size, mask.counts)  # one size for all, in memory and in messages
@@ -345,31 +386,16 @@ class Segmenter:
         )
 
 
+def _answered(reply: Answer | ItemError) -> Answer:
+    if isinstance(reply, ItemError):
+        raise reply
+    if not reply.finite:
+        raise ItemError(f"{_NOT_FINITE} for the answer")
+    return reply
+
+
 def _collect(encoding: "deque[tuple[int, _Plan, Future[Rle]]]", leave: int) -> None:
     """Take finished masks from the front until so many are left."""
     while len(encoding) > leave:
         i, plan, mask = encoding.popleft()
         plan.masks[i] = mask.result()
-
-
-def _nearest(times: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return for each time the index of the nearest centre (the earlier one of two). centres: ascending."""
-    after = np.searchsorted(centres, times).clip(1, max(len(centres) - 1, 1))
-    if len(centres) == 1:
-        return np.zeros(len(times), np.int64)
-    before = after - 1
-    return np.where(times - centres[before] <= centres[after] - times, before, after)
-
-
-def _hull(inside: NDArray[np.bool_], first: int) -> TemporalSpan:
-    selected = np.flatnonzero(inside)
-    if not len(selected):
-        return TemporalSpan(first, first)
-    return TemporalSpan(first + int(selected[0]), first + int(selected[-1]) + 1)
-
-
-def _at_rate(times: NDArray[np.float64], span: range, fps: float) -> list[int]:
-    """Pick the frame nearest to every 1/fps seconds from the first on; each frame at most once."""
-    own = times[span.start : span.stop]
-    ticks = np.arange(own[0], own[-1] + 1e-9, 1 / fps)
-    return [span.start + int(i) for i in np.unique(_nearest(ticks, own))]

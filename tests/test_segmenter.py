@@ -16,8 +16,9 @@ from gmcli.model.generate import Answer, EagerLanguage, Generated
 from gmcli.model.preprocess import clip_pixels, resized_size, sam_pixels
 from gmcli.model.prompt import build_prompt, tokenize_prompt
 from gmcli.model.sam import postprocess_masks
-from gmcli.segmenter import Segmenter, _at_rate, _nearest
+from gmcli.segmenter import Segmenter
 from gmcli.video import open_video, read_frames, sample_indices
+from gmcli.video.moments import at_rate, nearest
 
 
 @pytest.fixture(scope="module")
@@ -358,13 +359,13 @@ def test_mask_frames_by_rate(small, clips, rate, frames):
 
 def test_rate_follows_time_not_frame_numbers():
     times = np.array([0, 0.1, 0.2, 1.0, 2.0, 2.05])
-    assert _at_rate(times, range(6), 1.0) == [0, 3, 4]
-    assert _at_rate(times, range(2, 6), 1.0) == [2, 3]
+    assert at_rate(times, range(6), 1.0) == [0, 3, 4]
+    assert at_rate(times, range(2, 6), 1.0) == [2, 3]
 
 
 def test_nearest_prefers_the_earlier_of_two():
-    assert _nearest(np.array([0.0, 0.4, 0.5, 0.6, 9.0]), np.array([0.0, 1.0])).tolist() == [0, 0, 0, 1, 1]
-    assert _nearest(np.array([0.0, 3.0]), np.array([1.0])).tolist() == [0, 0]
+    assert nearest(np.array([0.0, 0.4, 0.5, 0.6, 9.0]), np.array([0.0, 1.0])).tolist() == [0, 0, 0, 1, 1]
+    assert nearest(np.array([0.0, 3.0]), np.array([1.0])).tolist() == [0, 0]
 
 
 def test_a_question_too_long_fails_alone(small, clips):

@@ -29,6 +29,7 @@ class WorkerSetup:
     dtype: str
     threads: int
     log_format: str
+    run_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +57,12 @@ class Frames:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """Deliver some results of one job; the `last` message of a job also says what it cost.
+    """Deliver some results of one video's job; the `last` message of a job also says what it cost.
 
     A worker sends question by question, so that the driver never holds the masks of more than one.
     """
 
-    job: Job
+    video: str
     results: tuple[ItemResult, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -77,10 +78,21 @@ Event = Ready | Frames | Answered | Tick
 
 
 class Executor(Protocol):
-    """Work through jobs on some machines and deliver each question's result exactly once."""
+    """Work through jobs on some machines and deliver each question's result exactly once.
+
+    `restarts` counts the workers that died or fell silent and were replaced.
+    """
+
+    restarts: int
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Event]:
         """Yield events until every job is answered. Raises GmcliError where no worker can work."""
+
+    def drain(self) -> None:
+        """Begin no more jobs: run() ends when those in progress are answered."""
+
+    def at_work(self) -> Mapping[int, str]:
+        """Return the id of the video that each worker is on, by the worker's number."""
 
     def close(self) -> None:
         """End all workers at once; what they were doing is lost."""

@@ -6,6 +6,13 @@ Answers are short and formulaic ("It is [SEG]."). Whatever is guessed, the langu
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+# Answers that the published checkpoints were taught; more are learned as they come.
+KNOWN_ANSWERS = (
+    "It is [SEG].",
+    "Sure, [SEG].",
+    "Sure, it is [SEG].",
+    "Sure, the target object is [SEG], and the temporal boundary is [LOC].",
+)
 # How many tokens back a guess looks. Answers differ in a word or two: four tokens tell most places in a formula apart.
 _CONTEXT = 4
 # More different contexts than this are no formula; forgetting the rest bounds memory.

@@ -21,6 +21,9 @@ from transformers import DynamicCache, LlamaForCausalLM
 from gmcli.model.drafts import Drafts
 from gmcli.model.mora import Mora
 
+# Stands for a token that could not be chosen: the model's values at its place are NaN or infinite.
+_NOT_FINITE = -1
+
 
 @dataclass(frozen=True, slots=True)
 class SpecialIds:
@@ -36,13 +39,15 @@ class Answer:
     """Hold one generated answer.
 
     `ids` end with </s> unless `finished` is False: then the token limit cut the answer. `seg_hidden` [S,H] and
-    `loc_hidden` [L,H] are the states, after the final norm, of the positions that predicted [SEG] and [LOC].
+    `loc_hidden` [L,H] are the states, after the final norm, of the positions that predicted [SEG] and [LOC]. Where not
+    `finite`, the model computed NaN or infinity, and the answer ends there.
     """
 
     ids: tuple[int, ...]
     seg_hidden: torch.Tensor
     loc_hidden: torch.Tensor
     finished: bool
+    finite: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,13 +190,17 @@ def answer_questions(
     drafts: guesses answers, and learns these; None guesses nothing and makes a pass a token.
     """
     ids, states, passes, drafted, accepted = _decode(model, language, prefix, suffixes, special, max_new_tokens, drafts)
+    # NaN of a token that was only guessed reaches all that is behind it.
+    doubtful = any(row[-1] == _NOT_FINITE for row in ids)
     if states is None:
         states, chosen = read_answers(model, language, prefix, suffixes, ids)
         passes += 1
-        if drafts and any(list(row) != list(own) for row, own in zip(chosen, ids, strict=True)):
-            # Two tokens so nearly equal that they change places with the shape of a pass. Plain decoding decides.
-            plain = answer_questions(model, language, prefix, suffixes, special, max_new_tokens)
-            return Generated(plain.answers, passes + plain.passes, drafted, accepted)
+        # Two tokens may be so nearly equal that they change places with the shape of a pass.
+        doubtful |= any(list(row) != list(own) for row, own in zip(chosen, ids, strict=True))
+    if drafts and doubtful:
+        # Plain decoding decides.
+        plain = answer_questions(model, language, prefix, suffixes, special, max_new_tokens)
+        return Generated(plain.answers, passes + plain.passes, drafted, accepted)
     answers = [_answer(row, own, special) for row, own in zip(ids, states, strict=True)]
     if drafts:
         for answer in answers:
@@ -202,13 +211,16 @@ def answer_questions(
 
 def _answer(ids: Sequence[int], states: torch.Tensor, special: SpecialIds) -> Answer:
     """Pick the states that matter. states: [N,H], of the positions that predicted each of `ids`."""
-    at = torch.tensor(ids, device=states.device)
+    finite = ids[-1] != _NOT_FINITE
+    ids = ids if finite else ids[:-1]
+    at, states = torch.tensor(ids, device=states.device), states[: len(ids)]
     none = states[:0]
     return Answer(
         ids=tuple(ids),
         seg_hidden=states[at == special.seg],
         loc_hidden=none if special.loc is None else states[at == special.loc],
-        finished=ids[-1] == special.eos,
+        finished=finite and ids[-1] == special.eos,
+        finite=finite,
     )
 
 
@@ -246,7 +258,7 @@ def _decode(
         drafted += sum(map(len, guesses))
         accepted += sum(kept)
         batch.keep_guesses(guesses, kept)
-        done = [row[-1] == special.eos or len(row) == limit for row in ids]
+        done = [row[-1] in (special.eos, _NOT_FINITE) or len(row) == limit for row in ids]
         if all(done):
             width = max(map(len, guesses))
             final = passes == 1 and width == max(map(len, ids)) - 1
@@ -310,7 +322,9 @@ class _Batch:
         embeddings = table(torch.tensor(ids, device=self._device))
         at = torch.tensor(positions, device=self._device)
         states = self._language.extend(self._cache, embeddings, at, self._keep)[:, width - 1 :]
-        return states, self._model.language_model.lm_head(states).argmax(dim=-1).tolist()
+        # The largest of a position's logits tells for nothing whether all are numbers: NaN and infinity are larger.
+        largest, chosen = self._model.language_model.lm_head(states).max(dim=-1)
+        return states, torch.where(largest.isfinite(), chosen, _NOT_FINITE).tolist()
 
     def keep_guesses(self, guesses: Sequence[Sequence[int]], kept: Sequence[int]) -> None:
         """Hide the guesses of the last pass that were wrong, and all behind them."""

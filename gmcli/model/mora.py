@@ -7,6 +7,7 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from gmcli.errors import ItemError
 from gmcli.model.config import ClipSizes, MoraConfig, VisualTokens
 from gmcli.model.sam import Sam
 from gmcli.model.visual_tokens import pool, with_changes
@@ -69,11 +70,14 @@ class Mora(nn.Module):
     def localize(self, loc_hidden: torch.Tensor) -> torch.Tensor:
         """Return which time bins a state that predicted [LOC] selects. loc_hidden: [H]. Returns bool [K].
 
-        sigmoid(x) > 0.5 is x > 0. Raises ValueError where the checkpoint has no localizer.
+        sigmoid(x) > 0.5 is x > 0. Raises ValueError where the checkpoint has no localizer, ItemError where it computes NaN
+        or infinity: NaN > 0 would be an empty window.
         """
         if self.localizer is None:
             raise ValueError("this checkpoint has no localizer")
         logits: torch.Tensor = self.localizer(loc_hidden)
+        if not logits.isfinite().all():
+            raise ItemError("the model computed values that are not finite (NaN) for [LOC]")
         return logits > 0
 
 

@@ -1,6 +1,7 @@
 """Turn frames into the inputs of CLIP and SAM, bit-equal to the original's PIL resizing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import numpy as np
 import torch
@@ -63,3 +64,9 @@ def sam_pixels(frames: Iterable[Frame], image_size: int = 1024) -> torch.Tensor:
         pixels = (torch.from_numpy(resized).permute(2, 0, 1).float() - mean) / std
         out.append(torch.nn.functional.pad(pixels, (0, image_size - w, 0, image_size - h)))
     return torch.stack(out) if out else torch.empty(0, 3, image_size, image_size)
+
+
+def sam_batches(frames: Iterator[Frame], count: int, image_size: int) -> Iterator[torch.Tensor]:
+    """Yield `sam_pixels` of the frames, so many at a time."""
+    while batch := list(islice(frames, count)):
+        yield sam_pixels(batch, image_size)

@@ -5,8 +5,7 @@ import random
 import pytest
 import torch
 
-from gmcli.model.drafts import Drafts
-from gmcli.segmenter import KNOWN_ANSWERS
+from gmcli.model.drafts import KNOWN_ANSWERS, Drafts
 from tests.model.test_generate import generate
 
 EOS = 2

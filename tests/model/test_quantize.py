@@ -25,6 +25,7 @@ from gmcli.synth.draw import draw, make_look
 from gmcli.synth.samples import scene_with_questions, stream
 from gmcli.synth.scene import FRAMES
 from gmcli.video import sample_indices
+from gmcli.video.sandbox import DecoderSandbox
 from tests.cli.test_infer import infer, write_manifest
 from tests.model.test_generate import ask
 from tests.random_tiny import RANDOM_TINY
@@ -128,7 +129,8 @@ def test_a_worker_holds_one_copy_in_8_bits():
         threads=torch.get_num_threads(),
         log_format="text",
     )
-    segmenter = _build(setup)
+    with DecoderSandbox() as sandbox:
+        segmenter = _build(setup, sandbox)
     ours, held = segmenter.model.language_model, segmenter.checkpoint.model.language_model
     assert linear_layers(ours) == linear_layers(held) == []
     assert {n: t.data_ptr() for n, t in ours.state_dict().items()} == {
