@@ -12,7 +12,8 @@ GmcliError                exit 1   anything a user can act on; the rest of the t
     └── VideoError        exit 6   a video that cannot be opened or decoded
 
 Exit codes: 0 all done, 1 bug, 2 usage, 3 bad manifest or configuration, 4 environment, 5 checkpoint or engine,
-6 finished but some items failed, 7 another run holds the directory, 130 interrupted (resumable).
+6 finished but some items failed, 7 another run holds the directory, 130 interrupted (resumable),
+141 whoever read the output is gone.
 """
 
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ EXIT_CHECKPOINT = 5
 EXIT_ITEMS_FAILED = 6
 EXIT_LOCKED = 7
 EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141  # as a shell says of a program that a broken pipe has ended
 
 
 class GmcliError(Exception):
@@ -93,3 +95,18 @@ class ItemError(GmcliError):
 
 class VideoError(ItemError):
     """Report a video that cannot be opened, indexed or decoded."""
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Return the exit code of a command that an exception has ended."""
+    match error:
+        case GmcliError():
+            return error.exit_code
+        case KeyboardInterrupt():
+            return EXIT_INTERRUPTED
+        case BrokenPipeError():
+            return EXIT_PIPE
+        case OSError():
+            return EXIT_ENVIRONMENT
+        case _:
+            return EXIT_BUG

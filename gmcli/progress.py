@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+from gmcli.text import clock_face
+
 log = logging.getLogger("gmcli.progress")
 
 INTERVAL_S = 30.0
@@ -61,7 +63,7 @@ class Progress:
         now = self._clock()
         if self._bar is not None:
             self._bar.set_postfix_str(
-                f"videos {self.videos_done}/{self.videos}, {self._rate(now):.1f} frames/s, {self.failures} failed"
+                f"videos {self.videos_done}/{self.videos}, {self.frames_s(now):.1f} frames/s, {self.failures} failed"
             )
         elif now - self._last >= INTERVAL_S:
             self._last = now
@@ -70,11 +72,11 @@ class Progress:
     def line(self, now: float | None = None) -> str:
         """Describe the state in one line."""
         now = self._clock() if now is None else now
-        left = self._left_s(now)
+        left = self.left_s(now)
         return (
             f"videos {self.videos_done}/{self.videos}, questions {self.done + self.questions_done}/"
-            f"{self.done + self.questions}, {self.frames} frames, {self._rate(now):.1f} frames/s, {self.failures} failed, "
-            + ("time left unknown" if left is None else f"about {_clock_face(left)} left")
+            f"{self.done + self.questions}, {self.frames} frames, {self.frames_s(now):.1f} frames/s, {self.failures} failed, "
+            + ("time left unknown" if left is None else f"about {clock_face(left)} left")
         )
 
     def close(self) -> None:
@@ -82,16 +84,14 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def _rate(self, now: float) -> float:
+    def frames_s(self, now: float | None = None) -> float:
+        """Return how many frames a second got masks, over the whole run."""
+        now = self._clock() if now is None else now
         return self.frames / max(now - self._start, 1e-9)
 
-    def _left_s(self, now: float) -> float | None:
+    def left_s(self, now: float | None = None) -> float | None:
+        """Return how many seconds the rest will take, as long as a question has taken so far; None before the first."""
         if not self.questions_done:
             return None
+        now = self._clock() if now is None else now
         return (now - self._start) / self.questions_done * (self.questions - self.questions_done)
-
-
-def _clock_face(seconds: float) -> str:
-    minutes, second = divmod(round(seconds), 60)
-    hour, minute = divmod(minutes, 60)
-    return f"{hour}:{minute:02}:{second:02}"

@@ -23,17 +23,21 @@ def video_task(folder: Path, video: str, *questions: str, size: int = 1000) -> V
     )
 
 
-def executor(logs: Path, *, workers: int = 1, dtype: str = "fp32", stall_timeout_s: float = 60) -> LocalExecutor:
+def executor(logs: Path, *, workers: int = 1, dtype: str = "fp32", **settings) -> LocalExecutor:
     logs.mkdir(parents=True, exist_ok=True)
     setup = WorkerSetup(
-        files=types.SimpleNamespace(), config=RunConfig(), device="cpu", dtype=dtype, threads=1, log_format="text"
+        files=types.SimpleNamespace(),
+        config=RunConfig(**settings),
+        device="cpu",
+        dtype=dtype,
+        threads=1,
+        log_format="text",
     )
     return LocalExecutor(
         setup,
         gpus=None,
         workers=workers,
         logs=logs,
-        stall_timeout_s=stall_timeout_s,
         worker_module="tests.fake_worker",
     )
 
@@ -46,7 +50,7 @@ def run_tasks(out: Path, tasks, *, formats=("png", "rle"), retry_failed=False, i
         return run(tasks, jobs, ledger, executor(out / LOGS, **settings), formats, progress)
 
 
-def tree(folder: Path, *, without=("run.json",)) -> dict[str, bytes]:
+def tree(folder: Path, *, without=("run.json", "heartbeat.json")) -> dict[str, bytes]:
     """Read every file of a run directory but logs, the lock, and what holds timings."""
     return {
         str(p.relative_to(folder)): p.read_bytes()
@@ -59,7 +63,14 @@ class InlineExecutor:
     """Answer jobs in this process, as the fake worker would."""
 
     def __init__(self) -> None:
-        self.closed = False
+        self.closed = self.draining = False
+        self.restarts = 0
+
+    def drain(self) -> None:
+        self.draining = True
+
+    def at_work(self):
+        return {}
 
     def run(self, jobs):
         from gmcli.executors.messages import Answered, Frames, Ready
@@ -67,6 +78,8 @@ class InlineExecutor:
 
         yield Ready(0, {"device": "none"})
         for job in jobs:
+            if self.draining:
+                return
             yield Frames(job.task.id, FRAMES)
             if job.task.id.startswith("interrupt"):
                 raise KeyboardInterrupt
@@ -75,15 +88,26 @@ class InlineExecutor:
                 ItemResult(job.task.id, q, "failed", error="no video") if failed else result(job, q)
                 for q in job.pending
             ]
-            yield Answered(job, tuple(results), {"llm": 0.5}, {"sam_frames": FRAMES})
+            yield Answered(job.task.id, tuple(results), {"llm": 0.5}, {"sam_frames": FRAMES})
 
     def close(self) -> None:
         self.closed = True
 
 
-def run_inline(out: Path, tasks, *, formats=("png", "rle"), retry_failed=False, redo=False, identity=IDENTITY):
+def run_inline(
+    out: Path,
+    tasks,
+    *,
+    formats=("png", "rle"),
+    retry_failed=False,
+    redo=False,
+    identity=IDENTITY,
+    executor=None,
+    limits=None,
+    watch=None,
+):
     with Ledger.open(out, identity) as ledger:
         check_unchanged(ledger, tasks, redo=redo)
         jobs = plan(tasks, ledger.pending(tasks, retry_failed=retry_failed))
         progress = Progress(videos=len(jobs), questions=sum(len(j.pending) for j in jobs), bar=False)
-        return run(tasks, jobs, ledger, InlineExecutor(), formats, progress)
+        return run(tasks, jobs, ledger, executor or InlineExecutor(), formats, progress, limits, watch)

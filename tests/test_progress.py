@@ -57,5 +57,5 @@ def test_on_a_terminal_a_bar(monkeypatch):
 
 def test_control_characters_do_not_reach_the_terminal():
     record = logging.LogRecord("gmcli", logging.INFO, "", 0, "video %s", ("a\x1b[2Jb\nc",), None)
-    assert TextFormatter().format(record).endswith("video a\\x1b[2Jb\nc")
-    assert "\x1b" not in JsonFormatter().format(record)
+    assert TextFormatter().format(record).endswith("video a\\x1b[2Jb\\nc")
+    assert "\x1b" not in JsonFormatter({}).format(record)

@@ -21,7 +21,7 @@ from gmcli.masks.rle import decode_rle, rle_from_json
 from gmcli.run import plan
 from gmcli.status import read_status
 from gmcli.verify import forget_damaged, verify
-from tests.fakes import IDENTITY, run_inline, run_tasks, tree, video_task
+from tests.fakes import IDENTITY, InlineExecutor, run_inline, run_tasks, tree, video_task
 
 
 @pytest.fixture
@@ -151,7 +151,9 @@ def test_an_interrupted_run_sums_up_and_goes_on(tmp_path, tasks):
     stopped = [tasks[0], video_task(tmp_path, "interrupt"), *tasks[1:]]
     with pytest.raises(KeyboardInterrupt):
         run_inline(out, stopped)
-    assert read_status(out) | {"checkpoint": None} == {
+    status = read_status(out)
+    names = ("state", "videos", "questions", "done", "no_target", "failed", "pending", "damaged", "reason")
+    assert {name: status[name] for name in names} == {
         "state": "interrupted",
         "videos": 4,
         "questions": 8,
@@ -160,7 +162,7 @@ def test_an_interrupted_run_sums_up_and_goes_on(tmp_path, tasks):
         "failed": 0,
         "pending": 6,
         "damaged": 0,
-        "checkpoint": None,
+        "reason": "ended by SIGINT",
     }
     assert len(json.loads((out / "results.json").read_text())["results"]) == 2
     run_inline(out, tasks)
@@ -297,6 +299,90 @@ def test_verify_names_every_kind_of_damage_and_infer_repairs_it(tmp_path, tasks)
     (out / "items/c/stray.json").unlink()
     assert tree(out) == want
     assert verify(out).problems == ()
+
+
+def test_verify_takes_links_and_pipes_for_what_they_are(tmp_path, tasks):
+    """A pipe would let it wait for ever; a pipe or a link is none of the files that were written."""
+    out = tmp_path / "out"
+    run_inline(out, tasks)
+    want = tree(out)
+    (out / "items/a/q0.json").rename(tmp_path / "elsewhere")
+    (out / "items/a/q0.json").symlink_to(tmp_path / "elsewhere")
+    (out / "masks/b/q0/00000.png").unlink()
+    os.mkfifo(out / "masks/b/q0/00000.png")
+    verdict = verify(out)
+    assert {problem for key, problem in verdict.problems if key} == {
+        "items/a/q0.json: not the file that was written, but a symbolic link",
+        "masks/b/q0/00000.png: not the file that was written, but a pipe",
+    }
+    assert forget_damaged(out, verdict) == 2
+    assert counts(run_inline(out, tasks))[4] == 2
+    assert tree(out) == want
+    assert verify(out).problems == ()
+
+
+def test_a_question_that_now_fails_leaves_no_files_of_its_former_answer(tmp_path, tasks):
+    out = tmp_path / "out"
+    bad = video_task(tmp_path, "bad")
+    run_inline(out, [*tasks, bad])
+    for name in ("items/bad/q0.json", "masks/bad/q0/00000.png"):
+        (out / name).parent.mkdir(parents=True)
+        (out / name).write_text("a former answer")
+    assert counts(run_inline(out, [*tasks, bad], retry_failed=True))[2:] == (1, 0, 1)
+    assert verify(out).unrecorded == ()
+
+
+def test_a_kept_manifest_that_was_damaged_is_named_and_written_again(tmp_path, tasks):
+    out = tmp_path / "out"
+    run_inline(out, tasks)
+    want = tree(out)
+    for name in ("manifest.jsonl", "config.yaml"):
+        (out / name).write_bytes((out / name).read_bytes() + b"\n")
+        assert [text for _, text in verify(out).problems] == [f"{name}: content differs from what the last run noted"]
+        assert counts(run_inline(out, tasks))[4] == 0
+        assert tree(out) == want
+        assert verify(out).problems == ()
+
+
+def test_moved_videos_are_noted_by_a_run_with_nothing_to_answer(tmp_path, tasks):
+    out = tmp_path / "out"
+    run_inline(out, tasks)
+    moved = [dataclasses.replace(task, video=f"/moved/{task.id}.mp4") for task in tasks]
+    assert counts(run_inline(out, moved))[4] == 0
+    assert b"/moved/" in (out / "manifest.jsonl").read_bytes()
+    assert verify(out).problems == ()
+
+
+def test_summaries_that_were_damaged_are_written_again(tmp_path, tasks):
+    out = tmp_path / "out"
+    run_inline(out, tasks)
+    want = tree(out)
+    for name in ("results.json", "failures.jsonl"):
+        (out / name).write_bytes(b"x")
+        assert forget_damaged(out, verify(out)) == 0
+        assert counts(run_inline(out, tasks))[4] == 0
+        assert tree(out) == want
+
+
+def test_a_directory_moved_under_a_run_is_not_made_again(tmp_path, tasks, monkeypatch):
+    out = tmp_path / "out"
+    answers = InlineExecutor.run
+
+    def move_then_answer(self, jobs):
+        for number, event in enumerate(answers(self, jobs)):
+            if number == 4:
+                out.rename(tmp_path / "moved")
+            yield event
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InlineExecutor, "run", move_then_answer)
+        with pytest.raises(EnvironmentProblem, match="moved, removed or replaced") as caught:
+            run_inline(out, tasks)
+    assert "new name" in caught.value.hint
+    assert not out.exists()
+    assert counts(run_inline(tmp_path / "moved", tasks)) == (6, 1, 0, 0, 5)
+    run_inline(tmp_path / "fresh", tasks)
+    assert tree(tmp_path / "moved") == tree(tmp_path / "fresh")
 
 
 def test_verify_compares_the_summaries(tmp_path, tasks):

@@ -1,6 +1,7 @@
 """Gather the commands and turn errors into messages and exit codes."""
 
 import sys
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -9,6 +10,7 @@ from gmcli import __version__
 from gmcli.cli.bench import bench
 from gmcli.cli.convert import convert
 from gmcli.cli.doctor import doctor
+from gmcli.cli.echo import say, say_error
 from gmcli.cli.engines import engines
 from gmcli.cli.evaluate import evaluate
 from gmcli.cli.export import export, export_trt
@@ -20,7 +22,7 @@ from gmcli.cli.status import status
 from gmcli.cli.synth import synth
 from gmcli.cli.train import train
 from gmcli.cli.verify import verify
-from gmcli.errors import EXIT_ENVIRONMENT, EXIT_INTERRUPTED, GmcliError
+from gmcli.errors import GmcliError, exit_code_of
 from gmcli.text import printable
 
 
@@ -31,21 +33,29 @@ class Commands(click.Group):
         """Run the command and turn errors into exit codes."""
         try:
             return super().invoke(ctx)
-        except GmcliError as error:
-            prefix = "" if getattr(error, "problems", None) else click.style("error: ", fg="red", bold=True)
-            click.echo(prefix + printable(error.message), err=True)
-            if error.hint:
-                click.echo(f"hint: {printable(error.hint)}", err=True)
-            sys.exit(error.exit_code)
-        except OSError as error:
+        except click.ClickException as error:
+            # It quotes the command line.
+            error.message = printable(error.message)  # type: ignore[misc]
+            raise
+        except (GmcliError, OSError, KeyboardInterrupt) as error:
+            # Nobody may be there to read it any more: a terminal that was closed, a pipe. The exit code stays.
+            with suppress(OSError):
+                _explain(error)
+            sys.exit(exit_code_of(error))
+
+
+def _explain(error: GmcliError | OSError | KeyboardInterrupt) -> None:
+    match error:
+        case GmcliError():
+            say_error(error)
+        case BrokenPipeError():
+            pass  # as usual tools do, when `head` has seen enough
+        case OSError():
             # Disks fill and directories close anywhere; whatever was recorded before is safe.
-            where = printable(str(error.filename or "a file"))
-            click.echo(f"error: {where}: {error.strerror or error}", err=True)
-            click.echo("hint: free space or make it accessible, then run the same command again", err=True)
-            sys.exit(EXIT_ENVIRONMENT)
-        except KeyboardInterrupt:
-            click.echo("interrupted; run the same command again to go on", err=True)
-            sys.exit(EXIT_INTERRUPTED)
+            say(f"{error.filename or 'a file'}: {error.strerror or error}", err=True, label="error: ", colour="red")
+            say("hint: free space or make it accessible, then run the same command again", err=True)
+        case KeyboardInterrupt():
+            say("interrupted; run the same command again to go on", err=True)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -54,7 +64,8 @@ def cli() -> None:
     """Ask questions about motion in videos; get masks: which pixels, in which frames.
 
     Exit codes: 0 all done, 1 bug, 2 usage, 3 bad manifest or configuration, 4 environment, 5 checkpoint or engine,
-    6 finished but some items failed, 7 another run holds the directory, 130 interrupted (resumable).
+    6 finished but some items failed, 7 another run holds the directory, 130 interrupted (resumable),
+    141 whoever read the output is gone.
     """
 
 

@@ -87,8 +87,8 @@ def test_two_workers_give_the_same_tree(finished, small_folder, tmp_path):
     manifest, out, _ = finished
     result = infer(manifest, small_folder, tmp_path / "two", "--workers", "2")
     assert result.exit_code == 0
-    a, b = tree(tmp_path / "two", without=("run.json", "config.yaml")), tree(out, without=("run.json", "config.yaml"))
-    assert a == b
+    without = ("run.json", "heartbeat.json", "config.yaml")
+    assert tree(tmp_path / "two", without=without) == tree(out, without=without)
 
 
 def test_other_settings_are_refused_by_name(finished, small_folder):
@@ -258,7 +258,7 @@ def test_signals_stop_cleanly_and_the_run_goes_on(finished, small_folder, tmp_pa
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130, stderr
     assert "run the same command again" in stderr
-    assert gmcli("status", out).stdout.splitlines()[0] == f"{out}: interrupted"
+    assert gmcli("status", out).stdout.splitlines()[0] == f"{out}: interrupted (ended by {sent.name})"
     assert infer(manifest, small_folder, out).exit_code == 0
     assert tree(out) == tree(undisturbed)
 
@@ -279,13 +279,16 @@ def test_a_worker_killed_at_work_is_replaced(finished, small_folder, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_twenty_kills_of_the_real_command(finished, small_folder, tmp_path):
-    """SIGKILL `gmcli infer` at twenty random moments, each time going on where it was; the tree is an undisturbed run's."""
+def test_kills_of_the_real_command(finished, small_folder, tmp_path):
+    """SIGKILL `gmcli infer` at random moments, each time going on where it was; the tree is an undisturbed run's.
+
+    Every moment there is, without a model: tests/crash.
+    """
     manifest, undisturbed, _ = finished
     want = tree(undisturbed)
     random.seed(int(os.environ.get("GMCLI_TEST_SEED", "11")))
     kills, rounds = 0, 0
-    while kills < 20:
+    while kills < 8:
         rounds += 1
         out = tmp_path / f"out{rounds}"
         for _ in range(4):
@@ -336,7 +339,7 @@ def test_an_original_checkpoint_runs_and_converts(finished, original_folder, tmp
 
 
 def test_an_error_of_the_operating_system_is_one_line(monkeypatch, manifest, small_folder, tmp_path):
-    def fail(*arguments):
+    def fail(*_, **__):
         raise OSError(28, "No space left on device", "/somewhere/\x1b[31mlog")
 
     monkeypatch.setattr("gmcli.manifest.read_manifest", fail)
