@@ -13,13 +13,29 @@ from gmcli.cli.main import cli
 PACKAGE = Path(__file__).parent.parent / "gmcli"
 
 # Each room with the rooms it may use. Imports point down only.
-FLOOR = {"errors", "text", "data", "resources", "logs", "devices", "files", "yaml_lines", "yaml_fields", "config", ""}
+FLOOR = {
+    "errors",
+    "text",
+    "data",
+    "resources",
+    "private",
+    "logs",
+    "devices",
+    "files",
+    "lock",
+    "distrust",
+    "yaml_lines",
+    "yaml_fields",
+    "config",
+}
+FLOOR |= {""}
 MASKS = FLOOR | {"masks"}
 MODEL = FLOOR | {"model"}
 CHECKPOINTS = MODEL | {"checkpoints"}
 ENGINES = CHECKPOINTS | {"backends", "components", "engines", "agreement", "synth"}
-SEGMENTER = ENGINES | {"masks", "video", "overlap", "work"}
-RUN = FLOOR | {"ledger", "items", "progress", "masks", "executors", "kept_manifest"}
+SEGMENTER = ENGINES | {"masks", "video", "overlap", "work", "halving"}
+WATCH = FLOOR | {"ledger", "metrics_file"}
+RUN = WATCH | {"items", "progress", "masks", "executors", "kept_manifest", "limits", "watch", "summaries"}
 ALLOWED = {
     "": FLOOR,
     "__main__": {"cli"},
@@ -27,20 +43,25 @@ ALLOWED = {
     "text": set(),
     "data": set(),
     "resources": set(),
+    "private": {"errors", "resources"},
     "files": set(),
+    "lock": {"errors"},
     "logs": FLOOR,
     "devices": set(),
     "metrics": set(),
     "yaml_lines": FLOOR,
     "yaml_fields": FLOOR,
     "config": FLOOR,
-    "manifest": FLOOR,
+    "manifest": FLOOR | {"manifest_paths"},
+    "manifest_paths": FLOOR,
+    "distrust": FLOOR,
     "video": FLOOR,
     "masks": MASKS,
     "model": MODEL,
     "components": MODEL | {"backends"},
     "bench": SEGMENTER | {"segmenter", "executors", "bench"},
     "overlap": set(),
+    "halving": FLOOR | {"work"},
     "work": set(),
     "agreement": ENGINES,
     "engines": ENGINES,
@@ -52,6 +73,11 @@ ALLOWED = {
     "progress": FLOOR,
     # The worker is where a process and a segmenter meet.
     "executors": SEGMENTER | {"segmenter", "executors"},
+    "limits": FLOOR,
+    "metrics_file": FLOOR,
+    "watch": WATCH,
+    "notify": FLOOR,
+    "summaries": RUN,
     "run": RUN,
     "status": FLOOR | {"ledger"},
     "datasets": FLOOR | {"manifest", "datasets"},
@@ -62,12 +88,12 @@ ALLOWED = {
     | {"ledger", "items", "kept_manifest", "manifest", "video", "evaluate", "progress", "status", "report"},
     "synth": FLOOR | {"datasets", "synth"},
     "train": CHECKPOINTS | {"train", "synth", "masks", "video", "manifest", "ledger", "progress"},
-    "verify": RUN | {"run"},
+    "verify": RUN,
     "doctor": CHECKPOINTS,
     "cli": CHECKPOINTS
     | RUN
     | {"cli", "run", "status", "verify", "doctor", "manifest", "datasets", "evaluate", "backends", "engines"}
-    | {"render", "report", "synth", "train", "bench"},
+    | {"render", "report", "synth", "train", "bench", "notify"},
     "share": set(),
 }
 HEAVY = {"torch", "torchvision", "transformers", "segment_anything"}
@@ -82,6 +108,11 @@ NO_HEAVY = [
     "ledger",
     "items",
     "run",
+    "limits",
+    "metrics_file",
+    "notify",
+    "summaries",
+    "watch",
     "verify",
     "status",
     "doctor",

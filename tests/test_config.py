@@ -80,7 +80,12 @@ def test_weights_in_few_bits_are_for_what_is_not_compiled_ahead():
 def test_what_decides_the_masks_is_separate_from_what_does_not():
     names = {f.name for f in dataclasses.fields(RunConfig)}
     assert names >= FREE
-    assert set(RunConfig().decisive()) == names - FREE - {"checkpoint", "revision", "vision_tower"}
+    assert set(RunConfig().decisive()) == names - FREE - {
+        "checkpoint",
+        "revision",
+        "vision_tower",
+        "require_sha256",
+    }
 
 
 def test_every_component_has_a_recipe():
@@ -101,3 +106,13 @@ def test_wrong_recipes_are_named_with_their_line(tmp_path):
     (tmp_path / "clip.yaml").write_text("component: clip\n")
     with pytest.raises(EngineError, match="missing: batch, backends, tolerance"):
         load_recipe("clip", tmp_path)
+
+
+def test_limits_by_stage(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("stage_timeouts_s: {decode: 600, llm: 300}\n")
+    assert load_config(str(path), {}).stage_timeouts_s == {"decode": 600, "llm": 300}
+    for wrong in ("{dekode: 600}", "{llm: 0}", "600", "[llm]"):
+        path.write_text(f"stage_timeouts_s: {wrong}\n")
+        with pytest.raises(ConfigError, match=r"c\.yaml:1: 'stage_timeouts_s' must"):
+            load_config(str(path), {})

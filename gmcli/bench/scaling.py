@@ -167,7 +167,7 @@ def _workers(subject: Subject, workers: int) -> Row:
     gpus = [str(i) for i in range(workers)] if subject.options.device == "cuda" else None
     logs = subject.clips.parent / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    executor = LocalExecutor(setup, gpus=gpus, workers=workers, logs=logs, stall_timeout_s=1800)
+    executor = LocalExecutor(setup, gpus=gpus, workers=workers, logs=logs)
     start = time.perf_counter()
     ends, masked = [], 0
     try:
