@@ -10,10 +10,11 @@ from gmcli.errors import EXIT_INTERRUPTED, ConfigError, EnvironmentProblem
 from gmcli.executors.messages import Answered, Executor, Frames, Job, Ready, Tick
 from gmcli.items import remove_item, write_item
 from gmcli.kept_manifest import KEPT_MANIFEST, manifest_content
-from gmcli.ledger import Ledger, Record, inputs_of, write_if_changed
+from gmcli.ledger import Ledger, write_if_changed
 from gmcli.limits import Limits, Stop
 from gmcli.metrics_file import Snapshot
 from gmcli.progress import Progress
+from gmcli.records import Record, inputs_of
 from gmcli.summaries import Outcome, Totals, finish, write_run_file
 from gmcli.watch import Watch, reason_of
 

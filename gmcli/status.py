@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from gmcli.distrust import load_json, read_file
-from gmcli.ledger import HEARTBEAT, STATUSES, read_config, read_records, read_run
+from gmcli.ledger import HEARTBEAT, read_config, read_run
 from gmcli.lock import is_running
+from gmcli.records import STATUSES, read_records
 
 _MOST_FAILURES = 5
 _OF_THE_RUN = ("reason", "run_id", "pid", "host", "started")

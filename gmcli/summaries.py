@@ -17,20 +17,9 @@ from gmcli import __version__
 from gmcli.data import VideoTask
 from gmcli.executors.messages import Answered
 from gmcli.files import write_file
-from gmcli.ledger import (
-    FAILURES,
-    RESULTS,
-    RUN,
-    STATUSES,
-    Key,
-    Ledger,
-    Record,
-    item_name,
-    kept_hashes,
-    read_run,
-    write_if_changed,
-)
+from gmcli.ledger import FAILURES, RESULTS, RUN, Ledger, item_name, kept_hashes, read_run, write_if_changed
 from gmcli.limits import Stop
+from gmcli.records import STATUSES, Key, Record
 from gmcli.text import json_text
 from gmcli.watch import Watch
 

@@ -10,22 +10,9 @@ from typing import Any, BinaryIO
 
 from gmcli.files import remove, write_file
 from gmcli.items import ItemChanged, mask_folder, read_item
-from gmcli.ledger import (
-    FAILURES,
-    ITEMS,
-    LEDGER,
-    MASKS,
-    RESULTS,
-    STATUSES,
-    Key,
-    Record,
-    check_links,
-    item_name,
-    kept_hashes,
-    read_records,
-    read_run,
-)
+from gmcli.ledger import FAILURES, ITEMS, MASKS, RESULTS, check_links, item_name, kept_hashes, read_run
 from gmcli.lock import is_running, take_lock
+from gmcli.records import LEDGER, STATUSES, Key, Record, read_records
 from gmcli.summaries import failures_content, write_results
 
 _KINDS = {stat.S_IFDIR: "directory", stat.S_IFLNK: "symbolic link", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}

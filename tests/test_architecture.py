@@ -27,6 +27,7 @@ FLOOR = {
     "yaml_lines",
     "yaml_fields",
     "config",
+    "records",
 }
 FLOOR |= {""}
 MASKS = FLOOR | {"masks"}
@@ -68,6 +69,7 @@ ALLOWED = {
     "checkpoints": CHECKPOINTS,
     "backends": FLOOR | {"backends"},
     "segmenter": SEGMENTER,
+    "records": FLOOR,
     "ledger": FLOOR,
     "items": MASKS | {"ledger"},
     "progress": FLOOR,
@@ -105,6 +107,7 @@ NO_HEAVY = [
     "manifest",
     "video",
     "masks",
+    "records",
     "ledger",
     "items",
     "run",

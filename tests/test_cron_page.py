@@ -14,8 +14,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from gmcli.cli.main import cli
-from gmcli.ledger import STATUSES
 from gmcli.metrics_file import _METRICS
+from gmcli.records import STATUSES
 from gmcli.status import read_status
 from gmcli.watch import INTERVAL_S, Watch
 from tests.fakes import run_inline, video_task

@@ -17,9 +17,10 @@ from gmcli.datasets.groundmore import write_groundmore_manifest
 from gmcli.errors import ConfigError
 from gmcli.evaluate import SAMPLES, evaluate, score_question, window_frames
 from gmcli.items import write_item
-from gmcli.ledger import Ledger, Record, inputs_of
+from gmcli.ledger import Ledger
 from gmcli.manifest import read_manifest
 from gmcli.masks.rle import encode_rle
+from gmcli.records import Record, inputs_of
 from gmcli.video import sample_indices
 from tests.fakes import IDENTITY
 

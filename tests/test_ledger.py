@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from gmcli.data import Question
 from gmcli.errors import ConfigError, EnvironmentProblem, RunLocked
-from gmcli.ledger import Identity, Ledger, Record, inputs_of, read_records
+from gmcli.ledger import Identity, Ledger
 from gmcli.lock import is_running
+from gmcli.records import Record, inputs_of, read_records
 from tests.fakes import IDENTITY, tree, video_task
 
 

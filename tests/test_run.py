@@ -4,11 +4,7 @@ import dataclasses
 import errno
 import json
 import os
-import random
-import signal
 import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -226,40 +222,6 @@ def test_a_rename_that_fails_at_any_moment_loses_nothing(tmp_path, tasks, monkey
             run_inline(out, tasks)
             assert tree(out) == want, (name, n)
         assert n > 5
-
-
-@pytest.mark.slow
-def test_kills_at_random_moments_leave_the_tree_of_an_undisturbed_run(tmp_path, tasks):
-    """SIGKILL the driver at random moments, re-running in between; the end equals an undisturbed run."""
-    run_tasks(tmp_path / "fresh", tasks)
-    want = tree(tmp_path / "fresh")
-    random.seed(5)
-    code = (
-        "import sys, pathlib; from tests.fakes import run_tasks, video_task as t\n"
-        f"f = pathlib.Path({str(tmp_path)!r})\n"
-        "run_tasks(pathlib.Path(sys.argv[1]), [t(f,'a','q0','q1'), t(f,'b','q0','none'), t(f,'c','q0','q1','q2')])\n"
-    )
-    start = time.monotonic()
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "timing")], check=True)
-    whole = time.monotonic() - start
-    killed = 0
-    # A run that was to be killed may be over first: then it counts for nothing.
-    for round_number in range(80):
-        out = tmp_path / f"killed{round_number // 4}"
-        process = subprocess.Popen([sys.executable, "-c", code, str(out)])
-        try:
-            process.wait(timeout=random.uniform(0.3 * whole, whole))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            killed += 1
-        if round_number % 4 == 3:
-            run_tasks(out, tasks)
-            assert tree(out) == want
-            assert verify(out).problems == ()
-            if killed >= 8:
-                break
-    assert killed >= 8
 
 
 def test_verify_names_every_kind_of_damage_and_infer_repairs_it(tmp_path, tasks):

@@ -14,10 +14,11 @@ from gmcli.errors import ConfigError, GmcliError
 from gmcli.evaluate.clips import Clip
 from gmcli.evaluate.protocol import SAMPLES
 from gmcli.items import masks_of, read_item
-from gmcli.ledger import Record, item_name
+from gmcli.ledger import item_name
 from gmcli.masks.png import read_indices
 from gmcli.masks.rle import area, decode_rle, rle_from_json
 from gmcli.metrics import Mask
+from gmcli.records import Record
 
 _TOKEN = re.compile(r"\[\w+\]")
 _ARTICLE = re.compile(r"\b(a|an|the)\b")

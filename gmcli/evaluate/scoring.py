@@ -20,8 +20,9 @@ from gmcli.evaluate.answers import Answer, answer_accuracy, read_answer
 from gmcli.evaluate.clips import Clip, Objects, images_beside, read_clip, read_objects
 from gmcli.evaluate.protocol import SAMPLES, score_question, score_uniform, window_frames
 from gmcli.evaluate.summary import METRICS, Row, summaries
-from gmcli.ledger import Key, Record, item_name, read_config, read_records
+from gmcli.ledger import item_name, read_config
 from gmcli.progress import Progress
+from gmcli.records import Key, Record, read_records
 from gmcli.video import OpenVideo
 from gmcli.video.limits import DecodeLimits, limits_from
 from gmcli.video.sandbox import DecoderSandbox

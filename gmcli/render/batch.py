@@ -12,9 +12,10 @@ from pathlib import Path
 from gmcli.data import Question, VideoTask
 from gmcli.errors import ConfigError, ItemError, UsageError
 from gmcli.files import TEMPORARY, make_directories, write_file
-from gmcli.ledger import Key, Record, check_links, inputs_of, read_config, read_records
+from gmcli.ledger import check_links, read_config
 from gmcli.lock import take_lock
 from gmcli.progress import Progress
+from gmcli.records import Key, Record, inputs_of, read_records
 from gmcli.render.formats import ENDINGS, WRITERS, Format, source_of
 from gmcli.render.scene import read_scene
 from gmcli.video import OpenVideo, VideoReader

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from gmcli.data import GroundTruth, Question, Rle, TemporalSpan, VideoTask
 from gmcli.errors import GmcliError, ItemError
 from gmcli.items import masks_of, read_item
-from gmcli.ledger import Record, item_name
+from gmcli.ledger import item_name
 from gmcli.masks.png import read_indices
 from gmcli.masks.rle import decode_rle, rle_from_json
+from gmcli.records import Record
 from gmcli.render.paint import Mask
 from gmcli.video import VideoReader, frame_range
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from gmcli.errors import UsageError
 from gmcli.files import TEMPORARY, make_directories, write_file
-from gmcli.ledger import Key, Record, read_config, read_records, read_run
+from gmcli.ledger import read_config, read_run
 from gmcli.progress import Progress
+from gmcli.records import Key, Record, read_records
 from gmcli.report import sources
 from gmcli.report.media import LEVELS, Clip, encode_clip, read_clip, true_window
 from gmcli.report.page import write_page

@@ -13,8 +13,8 @@ from gmcli.errors import ConfigError
 from gmcli.evaluate import evaluate
 from gmcli.items import read_item
 from gmcli.kept_manifest import KEPT_MANIFEST, read_kept_manifest
-from gmcli.ledger import Key, Record
 from gmcli.manifest import read_manifest
+from gmcli.records import Key, Record
 
 METRICS = ("window_j_and_f", "t_iou", "j_and_f", "j", "f", "answer_accuracy")
 

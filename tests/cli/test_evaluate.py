@@ -19,10 +19,11 @@ from gmcli.evaluate.tables import write_report
 from gmcli.files import write_file
 from gmcli.items import write_item
 from gmcli.kept_manifest import KEPT_MANIFEST, manifest_content
-from gmcli.ledger import Ledger, Record, inputs_of
+from gmcli.ledger import Ledger
 from gmcli.manifest import read_manifest
 from gmcli.masks.rle import encode_rle
 from gmcli.progress import Progress
+from gmcli.records import Record, inputs_of
 from gmcli.video import sample_indices
 from tests.clips import write_clip
 from tests.fakes import IDENTITY

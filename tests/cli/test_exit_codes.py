@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from gmcli import errors
 from gmcli.cli.main import cli
-from gmcli.ledger import read_records
+from gmcli.records import read_records
 from gmcli.status import read_status
 from tests.fakes import tree
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from gmcli.ledger import CONFIG, FAILURES, HEARTBEAT, ITEMS, LEDGER, LOCK, LOGS, MANIFEST, MASKS, RESULTS, RUN, Key
+from gmcli.ledger import CONFIG, FAILURES, HEARTBEAT, ITEMS, LOCK, LOGS, MANIFEST, MASKS, RESULTS, RUN
+from gmcli.records import LEDGER, Key
 from gmcli.verify import forget_damaged, verify
 from tests.crash.points import Verdict, compare, ending
 from tests.crash.scenarios import SCENARIOS, infer

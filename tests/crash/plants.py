@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 from gmcli import files, items, ledger, run
 from gmcli.files import TEMPORARY, fsync_directory, make_directories
-from gmcli.ledger import Ledger, Record, inputs_of
+from gmcli.ledger import Ledger
+from gmcli.records import LEDGER, Record, inputs_of
 from gmcli.run import write_item
 
 
@@ -69,7 +70,7 @@ def no_withdrawal() -> None:
 def short_write_unnoticed() -> None:
     def write(self, record):
         if self._file is None:
-            self._file = (self.path / ledger.LEDGER).open("ab", buffering=0)
+            self._file = (self.path / LEDGER).open("ab", buffering=0)
         self._file.write(record.line())
         os.fsync(self._file.fileno())
 

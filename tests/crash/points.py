@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from gmcli.errors import EnvironmentProblem, GmcliError
-from gmcli.ledger import CONFIG, LEDGER, Key, Record, read_records
+from gmcli.ledger import CONFIG
 from gmcli.lock import is_running
+from gmcli.records import LEDGER, Key, Record, read_records
 from gmcli.verify import verify
 from tests.crash import shim
 from tests.crash.scenarios import Command, Scenario, as_text, infer, litter

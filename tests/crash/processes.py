@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gmcli.ledger import ITEMS, LEDGER, read_run
+from gmcli.ledger import ITEMS, read_run
+from gmcli.records import LEDGER
 from gmcli.verify import verify
 from tests.crash import shim
 from tests.crash.points import Verdict, compare, ending, forked, prepare

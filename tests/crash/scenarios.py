@@ -10,9 +10,10 @@ import numpy as np
 
 from gmcli.data import ItemResult, Question, TemporalSpan, VideoTask
 from gmcli.executors.messages import Answered, Frames, Ready
-from gmcli.ledger import Key, Ledger, Record, inputs_of
+from gmcli.ledger import Ledger
 from gmcli.masks.rle import encode_rle
 from gmcli.progress import Progress
+from gmcli.records import Key, Record, inputs_of
 from gmcli.run import check_unchanged, plan, run
 from tests.fakes import IDENTITY, InlineExecutor
 

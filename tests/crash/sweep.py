@@ -29,7 +29,7 @@ if __name__ == "__main__":
     except shim.NoCompiler as missing:
         sys.exit(f"cannot sweep: {missing}")
 
-from gmcli.ledger import read_records
+from gmcli.records import read_records
 from tests.crash import damage, processes
 from tests.crash.plants import PLANTS
 from tests.crash.points import Ready, Verdict, disturb, in_parallel, judge, prepare, scratch, trace_of

@@ -22,9 +22,10 @@ from gmcli.config import RunConfig, load_config
 from gmcli.data import Rle, is_id
 from gmcli.errors import ConfigError, EngineError, GmcliError
 from gmcli.items import check_item, read_item
-from gmcli.ledger import Record, read_config, read_records, read_run
+from gmcli.ledger import read_config, read_run
 from gmcli.masks.png import encode_png, read_indices
 from gmcli.masks.rle import area, decode_rle, encode_rle, rle_from_json
+from gmcli.records import Record, read_records
 from gmcli.resources import share_dir
 from gmcli.train.config import load_train_config
 

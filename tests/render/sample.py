@@ -7,9 +7,10 @@ import numpy as np
 
 from gmcli.data import ItemResult, Question, TemporalSpan, VideoTask
 from gmcli.items import write_item
-from gmcli.ledger import Ledger, Record, inputs_of
+from gmcli.ledger import Ledger
 from gmcli.masks.rle import encode_rle
 from gmcli.progress import Progress
+from gmcli.records import Record, inputs_of
 from gmcli.render.batch import plan, render
 from gmcli.video import frame_range, open_video
 from tests.fakes import IDENTITY

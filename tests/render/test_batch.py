@@ -7,8 +7,9 @@ import pytest
 
 from gmcli.data import Question
 from gmcli.errors import ConfigError, RunLocked, UsageError
-from gmcli.ledger import Ledger, Record, inputs_of
+from gmcli.ledger import Ledger
 from gmcli.lock import take_lock
+from gmcli.records import Record, inputs_of
 from gmcli.render import batch
 from gmcli.render.batch import choose, plan
 from tests.fakes import IDENTITY

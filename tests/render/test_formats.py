@@ -27,7 +27,7 @@ def close(pixels: np.ndarray, colour) -> np.ndarray:
 
 
 def board_of(run: Path, task, truth=False):
-    from gmcli.ledger import read_records
+    from gmcli.records import read_records
 
     record = read_records(run)[0][task.id, task.questions[0].id]
     with open_video(task.video, fps=task.fps) as reader:

@@ -9,8 +9,9 @@ from PIL import Image, ImageDraw
 
 from gmcli.data import GroundTruth, ItemResult, Question, TemporalSpan, VideoTask
 from gmcli.items import write_item
-from gmcli.ledger import RUN, Identity, Ledger, Record, inputs_of
+from gmcli.ledger import RUN, Identity, Ledger
 from gmcli.masks.rle import empty_rle, encode_rle
+from gmcli.records import Record, inputs_of
 
 IDENTITY = Identity(
     settings={

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gmcli.errors import ConfigError, UsageError
-from gmcli.ledger import LEDGER, read_records
+from gmcli.records import LEDGER, read_records
 from gmcli.report import build_report
 from gmcli.report.media import LEVELS
 from gmcli.report.page import SCRIPTS, STYLES, asset, json_in_html, policy, script_of

@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from gmcli.data import GroundTruth, VideoTask
-from gmcli.ledger import read_records
+from gmcli.records import read_records
 from gmcli.report.media import (
     LEVELS,
     Level,

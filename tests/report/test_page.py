@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from gmcli.data import VideoTask
-from gmcli.ledger import Ledger, Record, inputs_of
+from gmcli.ledger import Ledger
 from gmcli.masks.rle import decode_rle, encode_rle
+from gmcli.records import Record, inputs_of
 from gmcli.report import build_report
 from gmcli.report.page import asset
 from tests.report.browser import MISSING, Browser

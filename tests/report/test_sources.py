@@ -6,7 +6,7 @@ import pytest
 
 from gmcli.data import Question
 from gmcli.errors import ConfigError
-from gmcli.ledger import Record, read_records
+from gmcli.records import Record, read_records
 from gmcli.report.sources import entries_of, question_scores, read_answer, read_scores, reason, row_of, shown, tables_of
 from tests.report.sample import make_tasks, write_run
 
