@@ -4,34 +4,34 @@ One validator serves both formats: `yaml_lines` turns either into values that kn
 (`os.stat`) and never opened.
 """
 
-import math
 import os
 import re
 import stat
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
 from gmcli.data import GroundTruth, Question, VideoTask
 from gmcli.errors import ManifestError
+from gmcli.manifest_fields import (
+    CONTROL_IN_TEXT,
+    fields_of,
+    id_of,
+    items_of,
+    number_of,
+    object_ids_of,
+    string_of,
+    type_of,
+    window_of,
+)
 from gmcli.manifest_paths import absolute, check_inside, is_inside, look_up, real_path
-from gmcli.text import shorten
 from gmcli.yaml_lines import (
-    BOOLEAN,
     BROKEN,
-    DATE,
     INTEGER,
-    LIST,
-    LONG_NUMBER,
     MAPPING,
-    NULL,
-    NUMBER,
-    STRING,
     Node,
     Problems,
     Stop,
@@ -42,9 +42,7 @@ from gmcli.yaml_lines import (
 
 VERSION = 1
 MAX_YAML_BYTES = 256 << 20
-MAX_TYPE_CHARS = 64
 MAX_HELD_BYTES = 768 << 20  # what the questions may take in memory: two or three million short ones do
-MAX_OBJECT_ID = 2**31 - 1
 PLACEHOLDER = "<image>"  # the prompt puts the video there
 
 _YAML_SUFFIXES = (".yaml", ".yml", ".json")
@@ -56,10 +54,6 @@ _VIDEO = ("id", "path", "start", "end", "fps", "questions")
 _QUESTION = ("id", "text", "type", "ground_truth")
 _GROUND_TRUTH = ("masks", "object_ids", "start", "end", "answer")
 
-_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-# C0 and C1 control characters, and halves of surrogate pairs, which no file can be written with.
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-CONTROL_IN_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _NOT_IN_PATH = re.compile(r"[\x00\ud800-\udfff]")
 
 
@@ -141,9 +135,9 @@ def _read_yaml(
     top = load_yaml(stream.read(size), problems, is_json=is_json)
     if top is None:
         problems.stop(1, "the manifest is empty")
-    fields = _fields(problems, top, "the manifest", _YAML_TOP, required=("version", "videos"))
+    fields = fields_of(problems, top, "the manifest", _YAML_TOP, required=("version", "videos"))
     scope = _scope(problems, path, fields, inside_root)
-    return _videos(scope, _items(problems, fields, "videos"))
+    return _videos(scope, items_of(problems, fields, "videos"))
 
 
 def _read_jsonl(path: str | Path, stream: BinaryIO, problems: Problems, inside_root: bool) -> list[VideoTask]:
@@ -154,7 +148,7 @@ def _read_jsonl(path: str | Path, stream: BinaryIO, problems: Problems, inside_r
             problems.add(1, "the manifest is empty")
         return []
     has_header = _is_header(first)
-    fields = _fields(problems, first, "the header", _HEADER, required=("version",)) if has_header else {}
+    fields = fields_of(problems, first, "the header", _HEADER, required=("version",)) if has_header else {}
     scope = _scope(problems, path, fields, inside_root)
     tasks = _videos(scope, _without_headers(nodes if has_header else chain([first], nodes), problems))
     if not tasks and not problems:
@@ -192,8 +186,8 @@ def _scope(problems: Problems, manifest: str | Path, fields: dict[str, Node], in
                 root = None
     default_type = None
     if "defaults" in fields:
-        defaults = _fields(problems, fields["defaults"], "'defaults'", ("type",), required=())
-        default_type = _type(problems, defaults)
+        defaults = fields_of(problems, fields["defaults"], "'defaults'", ("type",), required=())
+        default_type = type_of(problems, defaults)
     return _Scope(problems, root, default_type, inside)
 
 
@@ -205,17 +199,17 @@ def _videos(scope: _Scope, nodes: Iterable[Node]) -> list[VideoTask]:
 def _video(scope: _Scope, node: Node) -> VideoTask | None:
     """Return the task, or None; in that case, and in others, problems have been noted."""
     problems = scope.problems
-    fields = _fields(problems, node, "a video", _VIDEO, required=("id", "path", "questions"))
-    video_id = _id(problems, fields, "video", scope.video_ids)
-    start, end = _window(problems, fields)
-    fps = _number(problems, fields, "fps")
+    fields = fields_of(problems, node, "a video", _VIDEO, required=("id", "path", "questions"))
+    video_id = id_of(problems, fields, "video", scope.video_ids)
+    start, end = window_of(problems, fields)
+    fps = number_of(problems, fields, "fps")
     if fps is not None and fps <= 0:
         problems.add(fields["fps"].at, f"'fps' must be greater than 0, not {fields['fps'].raw}")
     video, size = _video_path(scope, fields)
     if fps is not None and video is not None and size is not None:
         problems.add(fields["fps"].at, "'fps' is for folders of frames: a video file carries its own times")
     question_ids: dict[str, tuple[str, int]] = {}
-    questions = [_question(scope, item, question_ids) for item in _items(problems, fields, "questions")]
+    questions = [_question(scope, item, question_ids) for item in items_of(problems, fields, "questions")]
     if video_id is None or video is None:
         return None
     kept = tuple(question for question in questions if question is not None)
@@ -225,12 +219,12 @@ def _video(scope: _Scope, node: Node) -> VideoTask | None:
 
 def _question(scope: _Scope, node: Node, seen: dict[str, tuple[str, int]]) -> Question | None:
     problems = scope.problems
-    fields = _fields(problems, node, "a question", _QUESTION, required=("id", "text"))
-    question_id = _id(problems, fields, "question", seen)
-    text = _string(problems, fields, "text", forbidden=CONTROL_IN_TEXT)
+    fields = fields_of(problems, node, "a question", _QUESTION, required=("id", "text"))
+    question_id = id_of(problems, fields, "question", seen)
+    text = string_of(problems, fields, "text", forbidden=CONTROL_IN_TEXT)
     if text is not None and PLACEHOLDER in text:
         problems.add(fields["text"].at, f"'text' must not contain the reserved {PLACEHOLDER!r}")
-    question_type = _type(problems, fields) if "type" in fields else scope.default_type
+    question_type = type_of(problems, fields) if "type" in fields else scope.default_type
     truth = _ground_truth(scope, fields["ground_truth"]) if "ground_truth" in fields else None
     if question_id is None or text is None:
         return None
@@ -240,169 +234,20 @@ def _question(scope: _Scope, node: Node, seen: dict[str, tuple[str, int]]) -> Qu
 
 def _ground_truth(scope: _Scope, node: Node) -> GroundTruth | None:
     problems = scope.problems
-    fields = _fields(problems, node, "'ground_truth'", _GROUND_TRUTH, required=("masks", "object_ids"))
+    fields = fields_of(problems, node, "'ground_truth'", _GROUND_TRUTH, required=("masks", "object_ids"))
     masks = _masks(scope, fields)
-    object_ids = _object_ids(problems, fields)
-    start, end = _window(problems, fields)
-    answer = _string(problems, fields, "answer", forbidden=CONTROL_IN_TEXT)
+    object_ids = object_ids_of(problems, fields)
+    start, end = window_of(problems, fields)
+    answer = string_of(problems, fields, "answer", forbidden=CONTROL_IN_TEXT)
     if masks is None:
         return None
     scope.hold(node.line, _TRUTH_BYTES + sys.getsizeof(masks) + sys.getsizeof(answer) + 40 * len(object_ids))
     return GroundTruth(masks, object_ids, start, end, answer)
 
 
-# Fields. Each of these reports what is wrong and returns a value to go on with. A field that is absent, or BROKEN
-# (which has been reported), says nothing more.
-
-
-def _fields(
-    problems: Problems, node: Node, what: str, known: tuple[str, ...], required: tuple[str, ...]
-) -> dict[str, Node]:
-    """Return the known fields of a mapping; report unknown ones and missing ones."""
-    if node.kind != MAPPING:
-        if node.kind != BROKEN:
-            problems.add(node.at, f"{what} must be a mapping, not {node}")
-        return {}
-    fields: dict[str, Node] = node.value
-    for name in required:
-        if name not in fields:
-            problems.add(node.line, f"{name!r} is missing in {what}")
-    for name, value in fields.items():
-        if name not in known:
-            problems.add(value.at, f"unknown field {quote(name)} in {what}{_suggestion(name, known)}")
-    return fields
-
-
-@lru_cache(maxsize=1024)  # the same slip is often made in every line
-def _suggestion(name: str, known: tuple[str, ...]) -> str:
-    close = get_close_matches(name, known, n=1, cutoff=0.7) if len(name) <= 40 else []
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _wrong_kind(problems: Problems, name: str, node: Node, expected: str) -> None:
-    if node.kind == BROKEN:
-        return
-    if node.kind == NULL:
-        problems.add(node.at, f"{name!r} has no value")
-        return
-    quotable = expected == STRING and node.kind in (INTEGER, NUMBER, BOOLEAN, DATE, LONG_NUMBER)
-    advice = ": put it in quotes" if quotable else ""
-    problems.add(node.at, f"{name!r} must be {expected}, not {node}{advice}")
-
-
-def _items(problems: Problems, fields: dict[str, Node], name: str) -> list[Node]:
-    node = fields.get(name)
-    if node is None:
-        return []
-    if node.kind != LIST:
-        _wrong_kind(problems, name, node, LIST)
-        return []
-    items: list[Node] = node.value
-    if not items:
-        problems.add(node.at, f"{name!r} is empty")
-    return items
-
-
-def _string(problems: Problems, fields: dict[str, Node], name: str, forbidden: re.Pattern[str] = CONTROL) -> str | None:
-    node = fields.get(name)
-    if node is None:
-        return None
-    if node.kind != STRING:
-        _wrong_kind(problems, name, node, STRING)
-        return None
-    value: str = node.value
-    if not value.strip():
-        problems.add(node.at, f"{name!r} is empty")
-        return None
-    bad = forbidden.search(value)
-    if bad is not None:
-        problems.add(node.at, f"{name!r} must not contain the character {bad.group()!r}: {quote(value)}")
-        return None
-    return value
-
-
-def _id(problems: Problems, fields: dict[str, Node], what: str, seen: dict[str, tuple[str, int]]) -> str | None:
-    node = fields.get("id")
-    if node is None:
-        return None
-    if node.kind != STRING:
-        _wrong_kind(problems, "id", node, STRING)
-        return None
-    value: str = node.value
-    shown = f"{what} id {quote(value)}"
-    if not value:
-        problems.add(node.at, "'id' is empty")
-    elif len(value) > 128:
-        problems.add(node.at, f"{shown} is longer than 128 characters")
-    elif _ID.fullmatch(value) is None:
-        problems.add(node.at, f"{shown} may contain only A-Z, a-z, 0-9, '.', '_' and '-'")
-    elif value.startswith("."):
-        problems.add(node.at, f"{shown} must not start with '.'")
-    elif ".." in value:
-        problems.add(node.at, f"{shown} must not contain '..'")
-    elif value.lower() in seen:
-        first, line = seen[value.lower()]
-        if first == value:
-            problems.add(node.at, f"{shown} is used twice (first on line {line})")
-        else:  # both would be written to one folder where the file system ignores case
-            problems.add(node.at, f"{shown} differs only by letter case from {first!r} (line {line})")
-    else:
-        seen[value.lower()] = (value, node.at)
-        return value
-    return None
-
-
-def _type(problems: Problems, fields: dict[str, Node]) -> str | None:
-    value = _string(problems, fields, "type")
-    if value is not None and len(value) > MAX_TYPE_CHARS:
-        problems.add(fields["type"].at, f"'type' is longer than {MAX_TYPE_CHARS} characters: {quote(value)}")
-    return value
-
-
-def _number(problems: Problems, fields: dict[str, Node], name: str) -> float | None:
-    node = fields.get(name)
-    if node is None:
-        return None
-    if node.kind not in (INTEGER, NUMBER):
-        _wrong_kind(problems, name, node, NUMBER)
-        return None
-    value = float(node.value)
-    if not math.isfinite(value):
-        problems.add(node.at, f"{name!r} must be a finite number, not {shorten(node.raw)}")
-        return None
-    return value
-
-
-def _window(problems: Problems, fields: dict[str, Node]) -> tuple[float | None, float | None]:
-    start = _number(problems, fields, "start")
-    end = _number(problems, fields, "end")
-    if start is not None and start < 0:
-        problems.add(fields["start"].at, f"'start' must not be negative, not {shorten(fields['start'].raw)}")
-    if end is not None and end <= max(start or 0.0, 0.0):
-        after = fields["start"].raw if start is not None and start > 0 else "0"
-        problems.add(
-            fields["end"].at, f"'end' must be greater than 'start' ({shorten(after)}), not {shorten(fields['end'].raw)}"
-        )
-    return start, end
-
-
-def _object_ids(problems: Problems, fields: dict[str, Node]) -> tuple[int, ...]:
-    node = fields.get("object_ids")
-    if node is None:
-        return ()
-    items = [node] if node.kind == INTEGER else _items(problems, fields, "object_ids")
-    for item in items:
-        if item.kind == BROKEN:
-            continue
-        if item.kind != INTEGER or not 0 <= item.value <= MAX_OBJECT_ID:
-            problems.add(item.at, f"'object_ids' must be integers from 0 to {MAX_OBJECT_ID}, not {item}")
-            break
-    return tuple(item.value for item in items)
-
-
 def _video_path(scope: _Scope, fields: dict[str, Node]) -> tuple[str | None, int | None]:
     """Return the video's absolute path and its size in bytes (None for a folder of frames)."""
-    if _string(scope.problems, fields, "path", forbidden=_NOT_IN_PATH) is None:
+    if string_of(scope.problems, fields, "path", forbidden=_NOT_IN_PATH) is None:
         return None, None
     node = fields["path"]
     found = look_up(scope.problems, node, scope.root, "missing file")
@@ -429,7 +274,7 @@ def _masks(scope: _Scope, fields: dict[str, Node]) -> str | None:
 
 
 def _folder(problems: Problems, fields: dict[str, Node], name: str, base: str | None) -> str | None:
-    if _string(problems, fields, name, forbidden=_NOT_IN_PATH) is None:
+    if string_of(problems, fields, name, forbidden=_NOT_IN_PATH) is None:
         return None
     found = look_up(problems, fields[name], base, f"missing folder ({name!r})")
     if found is None:

@@ -17,7 +17,8 @@ import yaml
 
 from gmcli.data import is_id
 from gmcli.errors import ConfigError, ManifestError
-from gmcli.manifest import CONTROL, CONTROL_IN_TEXT, MAX_OBJECT_ID, MAX_TYPE_CHARS, PLACEHOLDER, VERSION, read_manifest
+from gmcli.manifest import PLACEHOLDER, VERSION, read_manifest
+from gmcli.manifest_fields import CONTROL, CONTROL_IN_TEXT, MAX_OBJECT_ID, MAX_TYPE_CHARS
 from gmcli.text import json_text, shorten
 
 FPS = 6
