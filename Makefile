@@ -5,8 +5,9 @@ BIN = $(VENV)/bin
 AUDIT = .audit
 
 MINUTES = 10
+GUIDED = .guided
 
-.PHONY: demo test fuzz crash-sweep lock licences audit coverage chaos clean
+.PHONY: demo test fuzz fuzz-guided crash-sweep lock licences audit coverage chaos clean
 
 # The main job on the videos that ship, with the model that ships; then what to look at.
 demo: $(VENV)/.installed
@@ -35,6 +36,12 @@ fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.fuzz.video --minutes $(MINUTES)
 	FUZZ_EXAMPLES=$$(($(MINUTES) * 500)) $(BIN)/python -m pytest --timeout 0 tests/fuzz/test_properties.py
 
+# The same where coverage can guide it: what gmcli parses itself. atheris is not among what the tests need.
+fuzz-guided: $(VENV)/.installed-dev
+	test -d $(GUIDED) || $(BIN)/pip install --disable-pip-version-check --quiet --target $(GUIDED) 'atheris>=3,<4'
+	for target in structure manifest ledger rle; do \
+	  PYTHONPATH=$(GUIDED) $(BIN)/python -m tests.fuzz.guided $$target -max_total_time=$$(($(MINUTES) * 15)) || exit 1; done
+
 # Watched, not chased. What runs in worker processes does not show.
 coverage: $(VENV)/.installed-dev
 	$(BIN)/coverage erase
@@ -58,7 +65,7 @@ audit:
 	  { $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/pip install --disable-pip-version-check --quiet 'pip-audit>=2.9,<3'; } || true
 	$(PYTHON) -m tests.supply.audit $(AUDIT)/bin/pip-audit constraints.txt || test $$? -eq 4
 
-# Kill worker processes at random through 2,000 questions, some of them poison: nothing may be lost. Some ten minutes.
+# Kill worker processes at random through 2,000 questions, some of them poison: nothing may be lost. A minute.
 chaos: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.chaos
 
@@ -76,4 +83,4 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(AUDIT) build dist *.egg-info demo-run demo-run.html
+	rm -rf $(VENV) $(AUDIT) $(GUIDED) build dist *.egg-info demo-run demo-run.html
