@@ -198,9 +198,10 @@ def test_random_kills_lose_nothing_and_answer_nothing_twice(tmp_path):
     def kill() -> None:
         # Ended after so many: a machine on which starting takes as long as the pause would never come to an end.
         while not stop.wait(0.3) and len(killed) < 25:
-            for pid in rng.sample(children_of(os.getpid(), b"tests.fake_worker"), 1) or ():
-                killed.append(pid)
-                os.kill(pid, signal.SIGKILL)
+            children = children_of(os.getpid(), b"tests.fake_worker")
+            if children:
+                killed.append(rng.choice(children))
+                os.kill(killed[-1], signal.SIGKILL)
 
     with Ledger.open(tmp_path / "out", IDENTITY) as ledger:
         todo = plan(work, ledger.pending(work))
