@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import click
 from PIL import Image
@@ -237,29 +238,11 @@ def chaos(
 @click.option("--checkpoint", default="mora-tiny", show_default=True)
 @click.option("--seed", default=1, show_default=True)
 @click.option("--keep", is_flag=True, help="Leave the run directory, and say where it is.")
-def main(
-    items: int,
-    poison: float,
-    workers: int,
-    kill_every_s: float,
-    most_kills: int,
-    checkpoint: str,
-    seed: int,
-    keep: bool,
-) -> None:
+def main(keep: bool, **settings: Any) -> None:
     """Run infer under random kills with poison among the videos, and check what it leaves."""
     folder = Path(tempfile.mkdtemp(prefix="gmcli-chaos-"))
     try:
-        tally = chaos(
-            folder,
-            items=items,
-            poison=poison,
-            workers=workers,
-            kill_every_s=kill_every_s,
-            most_kills=most_kills,
-            checkpoint=checkpoint,
-            seed=seed,
-        )
+        tally = chaos(folder, **settings)
         click.echo("\n".join(tally.lines))
         click.echo("\n".join(["", *tally.problems]) if tally.problems else "all as it should be")
         if keep:
